@@ -120,6 +120,30 @@ def twice(model: Any, tmp_path: Any) -> tuple[Any, Any]:
     return model, loaded(model, tmp_path)
 
 
+@pytest.mark.parametrize("given", ["initial_state", "mask"])
+@pytest.mark.parametrize("of_torch", [False, True])
+def test_numbers_in_a_call_are_refused(
+    keras: Any, torch: Any, given: str, of_torch: bool, tmp_path: Any
+) -> None:
+    make, x = keras.layers, keras.Input((T, I))
+    h_0, mask = (
+        torch.asarray(a) if of_torch else a for a in (np.ones((B, H), dtype="float32"), np.eye(B, T) > 0)
+    )
+
+    def called(layer: Any, inputs: Any, states: int = 2) -> Any:
+        return layer(inputs, **{given: [h_0] * states if given == "initial_state" else mask})
+
+    two_ways = called(make.Bidirectional(make.LSTM(H)), x, 4)
+    for y in (called(make.LSTM(H), x), called(make.RNN(make.LSTMCell(H)), x), two_ways):
+        with pytest.raises(xplstm.FormatError, match="passes constant numbers to the layer"):
+            loaded(keras.Model(x, y), tmp_path)
+    lower = make.LSTM(H, return_sequences=True)
+    with pytest.raises(xplstm.ArgumentError, match=r"2 networks(.|\n)*passes constant numbers"):
+        loaded(keras.Model(x, called(make.LSTM(H), lower(x))), tmp_path)
+    net = xplstm.io.load(tmp_path / "model.keras", prefix="layers.lstm")
+    assert np.array_equal(net.params["weight_ih_l0"], lower.get_weights()[0].T)
+
+
 def test_an_output_for_two_is_the_end_of_a_stack(keras: Any, tmp_path: Any) -> None:
     make = keras.layers
     x = keras.Input((None, I))

@@ -127,6 +127,24 @@ def test_functional_layers_are_stacked_where_they_are(tmp_path: Any) -> None:
     assert len(xplstm.io.inspect(write(tmp_path / "m.h5", cells, twice)).networks) == 3
 
 
+@pytest.mark.parametrize(
+    "options", [{"initial_state": [[[0.5, 0.25]], [[0.0, 1.0]]]}, {"mask": [[True, False]]}]
+)
+def test_numbers_in_a_call_are_refused(options: Any, tmp_path: Any) -> None:
+    cells = {"a/a/lstm_cell": arrays(I, 0), "b/b/lstm_cell_1": arrays(H, 1)}
+    entry = {"class_name": "InputLayer", "config": {"name": "x"}, "name": "x", "inbound_nodes": []}
+    for given, ending in (
+        (options, "passes constant numbers"),
+        ({"mask": ["x", 0, 0]}, r"prefix='b', format='keras': LSTM\(2, 2"),
+    ):
+        upper = call("b", "a") | {"inbound_nodes": [[["a", 0, 0, given | {"training": False}]]]}
+        path = write(tmp_path / "m.h5", cells, model(entry, call("a", "x"), upper, kind="Model"))
+        with pytest.raises(xplstm.ArgumentError, match=f"2 networks(.|\n)*{ending}"):
+            xplstm.io.load(path)
+    # A state or a mask that another layer makes is an argument of the call.
+    assert xplstm.io.load(path, prefix="b").input_size == H
+
+
 def test_two_directions(tmp_path: Any) -> None:
     forward, backward = arrays(I, 0), arrays(I, 1)
     start = "bidirectional_1/bidirectional_1"

@@ -39,10 +39,10 @@ def digest(params):
     ).hexdigest()
 
 
-def trained(group, shards, data, optimizer=None, layers=2, **options):
+def trained(group, shards, data, optimizer=None, layers=2, batch_axis=1, **options):
     model = Forecaster(2, 8, layers, dropout=0.5 if "rng" in options else 0.0, rng=0)
     options = {"progress": False, "updates": 8, "max_norm": 1.0} | options
-    parallel = None if shards is None else training.Shards(group, shards)
+    parallel = None if shards is None else training.Shards(group, shards, batch_axis=batch_axis)
     training.fit(model, data, (optimizer or (lambda: optim.Adam(1e-2)))(), parallel=parallel, **options)
     return digest(model.params)
 
@@ -249,6 +249,7 @@ def test_validation_of_rank_0_decides():
         ({"updates": 9}, "updates"),
         ({"rng": 8}, "rng"),
         ({"shards": 4}, "shards"),
+        ({"batch_axis": 0}, "batch_axis"),
     ],
 )
 def test_ranks_with_other_arguments_are_refused(change, name):
@@ -279,6 +280,8 @@ def test_a_run_with_another_number_of_shards_is_not_resumed(tmp_path):
     for shards in (2, None):
         with pytest.raises(xplstm.ArgumentError, match=f"shards={shards} must be 4 as"):
             trained(None, shards, batches(4), updates=9, checkpoint=path, resume=True)
+    with pytest.raises(xplstm.ArgumentError, match="batch_axis=0 must be 1 as"):
+        trained(None, 4, batches(4), updates=9, batch_axis=0, checkpoint=path, resume=True)
 
 
 class Fake:

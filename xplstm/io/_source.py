@@ -195,8 +195,9 @@ def _pick_one(
         raise FormatError(_describe_nothing(contents, layout))
     here = [one for one in candidates if prefix is None or one.prefix == dot_name(prefix)]
     if contents.file != "onnx" or prefix is not None:
-        # Names may fit several layouts; a graph has no such ambiguity.
-        here = [one for one in here if one.problem is None] or here
+        # Names may fit several layouts; a graph has no such ambiguity, nor have the cells of a Keras model.
+        is_model = prefix is None and contents.file == "keras" and "config" in contents.metadata
+        here = [one for one in here if one.problem is None or (is_model and one.options)] or here
     names = list(dict.fromkeys(one.prefix for one in here))
     if len(names) != 1:
         count = f"{len(names)} networks" if here else "no such network"

@@ -119,7 +119,8 @@ def options_of(
     )
     shared = ("carry", "max_norm", "accumulate", "average", "scale")
     settings = {name: getattr(options, name) for name in shared} | {"frozen": list(frozen)}
-    settings["shards"] = None if options.shards is None else options.shards.count
+    for name, attribute in (("shards", "count"), ("batch_axis", "batch_axis")):
+        settings[name] = None if options.shards is None else getattr(options.shards, attribute)
     settings |= {"validate": given["validate"] is not None, "patience": given["patience"]}
     if given["validate"] is not None:
         settings["validate_every"] = given["validate_every"]

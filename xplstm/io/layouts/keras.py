@@ -104,10 +104,9 @@ def _stack(cells: Mapping[str, Found], stack: Sequence[Recurrent]) -> Found:
     paths = [[one.path.replace("/", ".") + side for side in sides] for one in stack]
     missing = [path for layer in paths for path in layer if path not in cells]
     problem = next((f"{show(one.name)}: {one.problem}" for one in stack if one.problem), None)
-    if missing:
-        return Found(
-            prefix, "keras", "LSTM", {}, NUMBERED.gates, (), dict, problem or f"{missing[0]} has no weights"
-        )
+    if missing or stack[0].units is None:
+        problem = problem or f"{missing[0]} has no weights"
+        return Found(prefix, "keras", "LSTM", {}, NUMBERED.gates, (), dict, problem)
     merge = stack[0].options.get("merge", "concat")
     found = combine(prefix, [tuple(cells[path] for path in layer) for layer in paths], merge)
     problem = problem or found.problem

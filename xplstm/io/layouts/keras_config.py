@@ -64,6 +64,12 @@ _READ = (
 )
 
 
+# Classes of arrays among the arguments of a call.
+_ARRAYS = ("__numpy__", "__tensor__")
+_WITH_NUMBERS = (
+    "the model passes constant numbers to the layer, such as initial_state or mask, which load does not "
+    "read; load the weights with xplstm.io.arrays, and pass the numbers to each call"
+)
 _CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU"}
 
 
@@ -77,6 +83,7 @@ class Recurrent(NamedTuple):
     """Path of its weights in the weights file."""
     name: str
     units: Any
+    """None for a layer of a class that cannot be loaded."""
     options: dict[str, Any]
     """Arguments of the class from the configuration."""
     use_bias: bool
@@ -193,6 +200,8 @@ def _of_model(
                 hands_on = ones[-1].path if in_order or _takes_one(layer) else None
             else:
                 ones = [_unreadable_entry(place, name, f"a {inner}, which is not supported")]
+            if any(_has_numbers(call) for call in layer.get("inbound_nodes", [])):
+                ones = [one._replace(problem=one.problem or _WITH_NUMBERS) for one in ones]
             yield from ones
         above[name] = before = hands_on
 
@@ -216,6 +225,16 @@ def _histories(entries: Any) -> Iterator[tuple[str, int, int]]:
             yield one[0], one[1], one[2]
         elif isinstance(one, list):
             pending += one
+
+
+def _has_numbers(part: Any) -> bool:
+    """Return whether an argument of a call, or a part of it, is an array of numbers."""
+    if isinstance(part, dict):
+        kind = part.get("class_name")
+        return kind in _ARRAYS or (kind != "__keras_tensor__" and any(map(_has_numbers, part.values())))
+    if not isinstance(part, list) or [*_histories(part)] == [tuple(part)]:
+        return False
+    return any(isinstance(one, int | float) or _has_numbers(one) for one in part)
 
 
 def _takes_one(layer: Mapping[str, Any]) -> bool:
