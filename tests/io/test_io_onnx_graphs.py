@@ -101,3 +101,45 @@ def test_equal_or_refused(chunk: int, tmp_path: Path) -> None:
     # Neither everything is refused nor everything loaded.
     assert seen["loaded"] >= 10, seen
     assert seen["refused"] >= 10, seen
+
+
+@pytest.mark.parametrize("front", [False, True], ids=["time first", "batch first"])
+@pytest.mark.parametrize("swaps", [1, 2, 3])
+def test_the_lower_layer_determines_the_time_of_the_upper_one(
+    front: bool, swaps: int, tmp_path: Path
+) -> None:
+    """Each Transpose between the layers exchanges time and batch."""
+    rng, make, helper = np.random.default_rng(0), onnx.helper.make_node, onnx.helper
+    sizes = {"W1": (1, 12, 2), "R1": (1, 12, 3), "W2": (1, 8, 3), "R2": (1, 8, 2)}
+    arrays = {name: rng.normal(size=shape).astype("f4") for name, shape in sizes.items()}
+    ones = [*arrays.items(), ("axis", np.array([1]))]
+
+    def swap(start: str, end: str) -> Any:
+        return make("Transpose", [start], [end], perm=[1, 0, 2])
+
+    nodes = [swap("x", "a") if front else make("Identity", ["x"], ["a"])]
+    nodes += [make("LSTM", ["a", "W1", "R1"], ["Y1"], name="lower", hidden_size=3)]
+    nodes += [make("Squeeze", ["Y1", "axis"], ["b0"])]
+    for k in range(swaps):
+        nodes += [make("Tanh", [f"b{k}"], [f"t{k}"]), swap(f"t{k}", f"b{k + 1}")]
+    nodes += [make("LSTM", [f"b{swaps}", "W2", "R2"], ["Y2"], name="upper", hidden_size=2)]
+    nodes += [make("Squeeze", ["Y2", "axis"], ["y"])]
+    x = helper.make_tensor_value_info("x", 1, ["first", "second", 2])
+    y = helper.make_tensor_value_info("y", 1, None)
+    tensors = [onnx.numpy_helper.from_array(a, name) for name, a in ones]
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(model, path := tmp_path / "m.onnx")
+
+    given = rng.normal(size=(4, 5, 2)).astype("f4")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (wanted,) = session.run(None, {"x": given})
+    lower, upper = (xplstm.io.load(path, prefix=prefix) for prefix in ("lower", "upper"))
+    states: Any = lower(given)[0]
+    for _ in range(swaps):
+        states = np.tanh(states)
+    found: Any = upper(states)[0]
+    # The upper node returns its own time first.
+    np.testing.assert_allclose(
+        found.swapaxes(0, 1) if upper._stack.batch_first else found, wanted, rtol=0, atol=1e-6
+    )

@@ -108,7 +108,8 @@ def entry_of(
 ) -> Entry:
     """Classify the inputs of a node whose states h and c have the given sizes.
 
-    `known` maps outputs to whether time is certainly the first axis.
+    `known` maps outputs of other nodes to whether they have the axes of the output of their network; False
+    means that time and batch are exchanged.
     """
     names = pad_inputs(node)
     first = _batch_first(trace, node, I, known)
@@ -137,9 +138,9 @@ def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bo
     if chooser is not None:
         msg = f"the input of the {node.label} was reversed or reordered by the {chooser.label}"
         raise Refused(msg)
-    if swapped:
-        return not layout
-    return layout if trace.keeps_order(X, known) else None
+    own = trace.has_own_order(X, known)
+    own = False if own is None and swapped else own
+    return None if own is None else own == layout
 
 
 def _reorders(trace: Trace, node: Node) -> bool:

@@ -106,8 +106,8 @@ def _parts(contents: Contents, trace: Trace) -> list[Part]:
                 raise
             except FormatError as error:
                 problem = str(error)
-            if node.outputs and node.outputs[0]:
-                known[node.outputs[0]] = entry is not None and entry.batch_first is False
+            if node.outputs and node.outputs[0] and entry is not None and entry.batch_first is not None:
+                known[node.outputs[0]] = entry.batch_first == bool(node.attributes.get("layout", 0))
         parts.append(Part(node, prefix, layer, entry, problem))
     return parts
 

@@ -395,26 +395,32 @@ class Trace:
         """Return the first node that may drop, repeat or reorder elements, or None."""
         return next((node for node in nodes if node.op in _CHOOSING), None)
 
-    def keeps_order(self, name: str, ends: Mapping[str, bool]) -> bool:
-        """Return whether `name` has the axes of the model's inputs, and no node between them moves an axis.
+    def has_own_order(self, name: str, ends: Mapping[str, bool]) -> bool | None:
+        """Return whether time and batch are where they are in the model inputs on which `name` depends.
 
-        `ends` maps outputs of recurrent nodes to whether this is true for them.
+        False means that the two axes are exchanged, and None that the graph does not show it. `ends` maps
+        outputs of recurrent nodes to this result for the output of their network.
         """
-        wanted, seen = [name], set()
+        wanted, seen, found = [(name, True)], set(), set()
         while wanted:
-            one = wanted.pop()
-            if self.is_constant(one) or one in seen or ends.get(one):
+            one, own = wanted.pop()
+            if self.is_constant(one) or (one, own) in seen:
                 continue
-            seen.add(one)
+            seen.add((one, own))
             node = self.maker(one)
-            if node is None:
-                if one not in self.inputs or len(seen) > LONGEST_PATH:
-                    return False
-                continue
-            if not self._is_in_place(node) or len(seen) > LONGEST_PATH:
-                return False
-            wanted += node.inputs[:1] if node.op == "Squeeze" else node.inputs
-        return True
+            if one in ends:
+                found.add(own == ends[one])
+            elif node is None and one in self.inputs:
+                found.add(own)
+            elif node is None or len(seen) > LONGEST_PATH:
+                return None
+            elif node.op == "Transpose" and node.attributes.get("perm") == [1, 0, 2]:
+                wanted.append((node.inputs[0], not own))
+            elif self._is_in_place(node):
+                wanted += [(n, own) for n in (node.inputs[:1] if node.op == "Squeeze" else node.inputs)]
+            else:
+                return None
+        return found.pop() if len(found) == 1 else None
 
     def _is_in_place(self, node: Node) -> bool:
         """Return whether a node keeps the positions of the time and batch axes."""
