@@ -105,21 +105,29 @@ def test_equal_or_refused(chunk: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("front", [False, True], ids=["time first", "batch first"])
 @pytest.mark.parametrize("swaps", [1, 2, 3])
+@pytest.mark.parametrize("D", [1, 2])
 def test_the_lower_layer_determines_the_time_of_the_upper_one(
-    front: bool, swaps: int, tmp_path: Path
+    front: bool, swaps: int, D: int, tmp_path: Path
 ) -> None:
     """Each Transpose between the layers exchanges time and batch."""
     rng, make, helper = np.random.default_rng(0), onnx.helper.make_node, onnx.helper
-    sizes = {"W1": (1, 12, 2), "R1": (1, 12, 3), "W2": (1, 8, 3), "R2": (1, 8, 2)}
+    sizes = {"W1": (D, 12, 2), "R1": (D, 12, 3), "W2": (1, 8, 3 * D), "R2": (1, 8, 2)}
     arrays = {name: rng.normal(size=shape).astype("f4") for name, shape in sizes.items()}
-    ones = [*arrays.items(), ("axis", np.array([1]))]
+    ones = [*arrays.items(), ("axis", np.array([1])), ("joined", np.array([0, 0, -1]))]
 
     def swap(start: str, end: str) -> Any:
         return make("Transpose", [start], [end], perm=[1, 0, 2])
 
     nodes = [swap("x", "a") if front else make("Identity", ["x"], ["a"])]
     nodes += [make("LSTM", ["a", "W1", "R1"], ["Y1"], name="lower", hidden_size=3)]
-    nodes += [make("Squeeze", ["Y1", "axis"], ["b0"])]
+    nodes[-1].attribute.append(helper.make_attribute("direction", "bidirectional" if D == 2 else "forward"))
+    if D == 1:
+        nodes += [make("Squeeze", ["Y1", "axis"], ["b0"])]
+    else:
+        nodes += [
+            make("Transpose", ["Y1"], ["p"], perm=[0, 2, 1, 3]),
+            make("Reshape", ["p", "joined"], ["b0"]),
+        ]
     for k in range(swaps):
         nodes += [make("Tanh", [f"b{k}"], [f"t{k}"]), swap(f"t{k}", f"b{k + 1}")]
     nodes += [make("LSTM", [f"b{swaps}", "W2", "R2"], ["Y2"], name="upper", hidden_size=2)]

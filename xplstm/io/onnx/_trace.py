@@ -416,11 +416,24 @@ class Trace:
                 return None
             elif node.op == "Transpose" and node.attributes.get("perm") == [1, 0, 2]:
                 wanted.append((node.inputs[0], not own))
+            elif (joined := self._joined_directions(node)) is not None:
+                wanted.append((joined, own))
             elif self._is_in_place(node):
                 wanted += [(n, own) for n in (node.inputs[:1] if node.op == "Squeeze" else node.inputs)]
             else:
                 return None
         return found.pop() if len(found) == 1 else None
+
+    def _joined_directions(self, node: Node) -> str | None:
+        """Return Y of a recurrent node if `node` is the Reshape that joins its two directions, or None."""
+        before = self.maker(node.inputs[0]) if node.op == "Reshape" else None
+        if before is None or before.op != "Transpose" or before.attributes.get("perm") != [0, 2, 1, 3]:
+            return None
+        recurrent = self.maker(before.inputs[0])
+        if recurrent is None or recurrent.op not in OPERATORS or not self.is_constant(node.inputs[1]):
+            return None
+        keeps = self.evaluator.value(node.inputs[1]).tolist()[:2] == [0, 0]
+        return before.inputs[0] if keeps and not node.attributes.get("allowzero") else None
 
     def _is_in_place(self, node: Node) -> bool:
         """Return whether a node keeps the positions of the time and batch axes."""
