@@ -43,6 +43,7 @@ def trained(group, shards, data, optimizer=None, layers=2, batch_axis=1, **optio
     model = Forecaster(2, 8, layers, dropout=0.5 if "rng" in options else 0.0, rng=0)
     options = {"progress": False, "updates": 8, "max_norm": 1.0} | options
     parallel = None if shards is None else training.Shards(group, shards, batch_axis=batch_axis)
+    model.batch_axis = batch_axis
     training.fit(model, data, (optimizer or (lambda: optim.Adam(1e-2)))(), parallel=parallel, **options)
     return digest(model.params)
 
@@ -282,6 +283,12 @@ def test_a_run_with_another_number_of_shards_is_not_resumed(tmp_path):
             trained(None, shards, batches(4), updates=9, checkpoint=path, resume=True)
     with pytest.raises(xplstm.ArgumentError, match="batch_axis=0 must be 1 as"):
         trained(None, 4, batches(4), updates=9, batch_axis=0, checkpoint=path, resume=True)
+
+
+def test_the_time_axis_of_a_model_is_not_divided():
+    parallel = training.Shards(None, 2, batch_axis=0)
+    with pytest.raises(xplstm.ArgumentError, match="has batch axis 1, but Shards has batch_axis=0"):
+        training.fit(Forecaster(2, 8, rng=0), batches(4), optim.Adam(1e-2), updates=1, parallel=parallel)
 
 
 class Fake:

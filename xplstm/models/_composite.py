@@ -36,6 +36,9 @@ class Composite(Summary, ABC):
     _optional: ClassVar[frozenset[str]] = frozenset()
     """Parts that may be absent; the attribute is then None."""
 
+    batch_axis: ClassVar[int] = 1
+    """Batch axis of inputs and targets with two or more axes."""
+
     _columns = ("part", "layer", "parameters")
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -63,6 +63,10 @@ def check_parallel(model: Model, parallel: Any) -> None:
     if parallel.batch_axis == 1 and any(getattr(layer, "batch_first", False) is True for layer in layers):
         msg = f"a layer of {type(model).__name__} has batch_first=True, which needs Shards(..., batch_axis=0)"
         raise ArgumentError(msg)
+    axis = getattr(model, "batch_axis", parallel.batch_axis)
+    if parallel.batch_axis != axis:
+        msg = f"{type(model).__name__} has batch axis {axis}, but Shards has batch_axis={parallel.batch_axis}"
+        raise ArgumentError(msg)
 
 
 def plan_of(given: Mapping[str, Any]) -> Plan:

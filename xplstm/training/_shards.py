@@ -40,8 +40,8 @@ class Shards:
     count : int
         K, the number of shards, at least 1. A run with another K has different bits.
     batch_axis : {1, 0}, optional
-        Batch axis of arrays with two or more axes. An array with one axis has one element for each batch
-        entry.
+        Batch axis of arrays with two or more axes; 1 for the models of `xplstm.models`. An array with one
+        axis has one element for each batch entry. An attribute `batch_axis` of the model must be the same.
     sums : {"tree", "fast"}, optional
         ``"fast"`` adds the gradients of the processes with the all-reduce of the transport, whose order is
         not fixed. The bits then depend on the number of processes.
