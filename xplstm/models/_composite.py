@@ -36,8 +36,8 @@ class Composite(Summary, ABC):
     _optional: ClassVar[frozenset[str]] = frozenset()
     """Parts that may be absent; the attribute is then None."""
 
+    # Batch axis of inputs and targets with two or more axes. `Shards` must have the same.
     batch_axis: ClassVar[int] = 1
-    """Batch axis of inputs and targets with two or more axes."""
 
     _columns = ("part", "layer", "parameters")
 
