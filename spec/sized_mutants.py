@@ -12,6 +12,26 @@ from spec.wrong import LSTM
 from spec.wrong_gru import GRU
 
 Call: TypeAlias = Callable[[str, Config, Arrays], Arrays]
+
+
+class Wrong:
+    """A wrong LSTM as a subject; it computes in float64."""
+
+    def __init__(self, ask: Call) -> None:
+        self.ask = ask
+
+    def describe(self) -> dict[str, str]:
+        return dict.fromkeys(("name", "version", "library", "kernel"), "wrong")
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
+        with np.errstate(all="ignore"):
+            found = self.ask(op, config, arrays)
+        return {n: v.astype(arrays["x"].dtype) for n, v in found.items()}
+
+
 Test: TypeAlias = Callable[[str, Config, Arrays], bool]
 Spoil: TypeAlias = Callable[[Config, Arrays], tuple[Config, Arrays]]
 Finish: TypeAlias = Callable[[Config, Arrays, Arrays], Arrays]

@@ -12,7 +12,7 @@ from spec.calls import CASES, expected, faults, given
 from spec.cases import Case, Chosen
 from spec.diagnosis import PLACES, WRONGS, explain
 from spec.questions import say
-from spec.test_relations import Wrong
+from spec.sized_mutants import Wrong
 from spec.test_stdio import PYTEST
 from spec.wrong import LSTM
 from spec.wrong_gru import GRU
@@ -20,7 +20,7 @@ from spec.wrong_gru import GRU
 DEEP = "two-directions-3-p0"
 PLACED = [name for name in WRONGS if name.endswith(PLACES)]
 SUBJECT = """\
-from spec.test_relations import Wrong
+from spec.sized_mutants import Wrong
 from spec.diagnosis import WRONGS
 
 def Subject():

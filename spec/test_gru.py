@@ -22,8 +22,9 @@ from spec.kills import finds
 from spec.records import OF_GRUS as RECORDS
 from spec.records import Record, arrays, errors
 from spec.relations import Ask
+from spec.sized_mutants import Wrong
 from spec.subject import Adapter, Arrays, Unsupported
-from spec.test_relations import Wrong, hold
+from spec.test_relations import hold
 from spec.test_vectors import existing
 from spec.wrong_gru import FAULTS, GRU
 

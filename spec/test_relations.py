@@ -10,7 +10,7 @@ import pytest
 
 from spec import plan, relations
 from spec.relations import CALLS, LAWS, Ask, broken
-from spec.sized_mutants import MUTANTS, RIGHT, Call
+from spec.sized_mutants import MUTANTS, RIGHT, Call, Wrong
 from spec.subject import Adapter, Arrays, Config, Unsupported
 from spec.wrong import LSTM
 
@@ -50,24 +50,6 @@ def hold(subject: Adapter, suite: ModuleType, law: str, name: str) -> None:
         assert not said, f"{law} of {name}, {dtype}, {suite.CASES[name]}: {'; '.join(said)}"
         return
     pytest.skip(refused)
-
-
-class Wrong:
-    """A wrong LSTM as a subject; it computes in float64."""
-
-    def __init__(self, ask: Call) -> None:
-        self.ask = ask
-
-    def describe(self) -> dict[str, str]:
-        return dict.fromkeys(("name", "version", "library", "kernel"), "wrong")
-
-    def why_unavailable(self) -> str | None:
-        return None
-
-    def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
-        with np.errstate(all="ignore"):
-            found = self.ask(op, config, arrays)
-        return {n: v.astype(arrays["x"].dtype) for n, v in found.items()}
 
 
 class Remembering:

@@ -11,8 +11,8 @@ import pytest
 from spec import margins, paths, sized, witnesses
 from spec.calls import CASES, expected, faults, given
 from spec.process import AT_FIRST, modes
+from spec.sized_mutants import RIGHT, Call, Wrong
 from spec.subject import Adapter, Arrays, Config, Unsupported
-from spec.wrong import LSTM
 
 FOUND_BY: dict[str, str] = json.loads(witnesses.FILE.read_text(encoding="utf-8"))
 IN_HALVES = [n for n, c in CASES.items() if n.startswith(("between-i", "between-b", "ragged-b")) and c.T < 5]
@@ -118,28 +118,20 @@ def test_a_wrong_lstm_is_found(mutant: str) -> None:
     assert witnesses.tells(name, mutant), f"{name} finds it no more: python -m spec.witnesses"
 
 
-class InHalf:
-    """The right LSTM, rounded at the end; without gradients y is off by a factor."""
+def off_without_gradients(factor: float) -> Call:
+    """The right LSTM, whose y is off by a factor in calls without gradients."""
 
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
+    def call(op: str, config: Config, a: Arrays) -> Arrays:
+        got = RIGHT.call(op, config, a)
+        return got | {"y": got["y"] * (1 if op.endswith("_vjp") else factor)}
 
-    def describe(self) -> dict[str, str]:
-        return dict.fromkeys(("name", "version", "library", "kernel"), "half")
-
-    def why_unavailable(self) -> str | None:
-        return None
-
-    def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
-        got = LSTM().call(op, config, arrays)
-        got["y"] = got["y"] * (1 if op.endswith("_vjp") else self.factor)
-        return {n: v.astype(arrays["x"].dtype) for n, v in got.items()}
+    return call
 
 
 def test_a_wrong_path_of_half_precision_is_found() -> None:
-    test_sizes_in_half_precision(InHalf(1), "mask-module", "float16")
+    test_sizes_in_half_precision(Wrong(off_without_gradients(1)), "mask-module", "float16")
     with pytest.raises(AssertionError, match="without gradients: y misses"):
-        test_sizes_in_half_precision(InHalf(1.25), "mask-module", "float16")
+        test_sizes_in_half_precision(Wrong(off_without_gradients(1.25)), "mask-module", "float16")
 
 
 def test_no_call_is_named_for_what_is_gone() -> None:
