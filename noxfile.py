@@ -30,6 +30,9 @@ SPEC_TOOLS = [
     f"spec/test_{tool}.py"
     for tool in ("diagnosis", "exact", "generate", "mutants", "package", "served", "stdio", "suite")
 ]
+# The tests that run the CUDA kernels on the CPU, `prove`, and the GPU benchmark.
+EMULATED = [f"tests/kernels/test_{name}.py" for name in ("cupy_emulated", "cuda_training", "waits")]
+EMULATED += ["tests/cli/test_prove.py", "tests/benchmarks/gpu/test_gpu_bench.py"]
 # The versions that the conformance page is of. They change together with it.
 VERSIONS = {
     "ai-edge-litert": "2.3.0",
@@ -64,6 +67,11 @@ def install(session: nox.Session, *packages: str) -> None:
     fetch(session, "-e", *packages, XPLSTM_KEEP_BUILD="1")
 
 
+def run_short_tests(session: nox.Session, require: str) -> None:
+    """Run the tests but those that have sessions of their own: `slow`, `spec_tools` and `emulation`."""
+    run_tests(session, require, "-m", "not slow", *(f"--ignore={path}" for path in SPEC_TOOLS + EMULATED))
+
+
 def run_tests(session: nox.Session, require: str, *options: str, workers: str = "auto") -> None:
     """Run the tests and the specification; fail if a library in `require` cannot run."""
     # Only an editable install builds the kernel `native` where the tests find it.
@@ -96,28 +104,27 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests but slow ones, and the specification, on NumPy, read-only NumPy and array-api-strict."""
-    session.log("two to five minutes on two cores, after half a minute of installation")
+    """Run the short tests, and the specification, on NumPy, read-only NumPy and array-api-strict."""
+    session.log("two to four minutes on two cores, after half a minute of installation")
     install(session, ".[test,guides]")
-    run_tests(session, HOST_BACKENDS, "-m", "not slow", *(f"--ignore={path}" for path in SPEC_TOOLS))
+    run_short_tests(session, HOST_BACKENDS)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the tests that `tests` leaves out because they take long, and the guides that train models."""
     install(session, ".[test,guides]")
-    run_tests(session, "numpy", "-m", "slow", "tests")
+    run_tests(session, "numpy", "-m", "slow", "tests", *(f"--ignore={path}" for path in EMULATED))
 
 
 @nox.session(tags=["spec"])
 def spec_tools(session: nox.Session) -> None:
-    """Test the specification itself, and ask the generic kernels all calls and relations."""
+    """Test the specification itself, and ask every kernel all calls and relations."""
     install(session, ".[test]")
     run_tests(session, "numpy", *SPEC_TOOLS)
-    # The default session asks `native` all, and these a part.
-    kernels = [f"--subject=xplstm:numpy:{kernel}" for kernel in ("reference", "numpy_inplace")]
+    # The default session asks a part.
     files = (f"spec/test_{name}.py" for name in ("gru", "relations", "sized"))
-    run_tests(session, "numpy", *files, *kernels)
+    run_tests(session, "numpy", *files, "--subject=xplstm:numpy")
 
 
 @nox.session
@@ -310,10 +317,8 @@ def cuda_sources(session: nox.Session) -> None:
 def emulation(session: nox.Session) -> None:
     """Test the CUDA kernels in CPU emulation, with the long cases: more tilings, and ThreadSanitizer."""
     install(session, ".[test]")
-    files = [f"tests/kernels/test_{name}.py" for name in ("cupy_emulated", "cuda_training", "waits")]
-    files += ["tests/cli/test_prove.py", "tests/benchmarks/gpu/test_gpu_bench.py"]
     env = {**ENVIRONMENT, "XPLSTM_THOROUGH": "1"}
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", *files, *session.posargs, env=env)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *EMULATED, *session.posargs, env=env)
 
 
 @nox.session(tags=["sources"])
@@ -329,8 +334,7 @@ def protocol(session: nox.Session) -> None:
 def oldest(session: nox.Session) -> None:
     """Test the oldest NumPy and array-api-compat that pyproject.toml allows."""
     install(session, ".[test]", "numpy==1.26.*", "array-api-compat==1.13.*")
-    ignored = (f"--ignore={path}" for path in SPEC_TOOLS)
-    run_tests(session, "numpy,numpy_readonly", "-m", "not slow", *ignored)
+    run_short_tests(session, "numpy,numpy_readonly")
 
 
 @nox.session(python=["3.11", "3.12", "3.13"], tags=["versions"])

@@ -29,11 +29,12 @@ SAMPLE = ("cell", "mask-holes", "stacked-bidirectional-projection", "variant-eve
 # These relations run for a subject that is secondary to another one.
 FEW = ("layer-lengths-reverse", "module-two-by-two-lengths", "gru-two-directions")
 SECOND = ("numpy_readonly", "array_api_strict", "torch")
-# Of seeded calls and wrong shapes, such a subject runs one of PART, and no call of more steps than LONG.
+# Of the calls of these tests, such a subject runs one of PART, and none of more steps than LONG.
 PART, LONG = 8, 500
 IN_PART = (
     *("test_sizes", "test_sizes_in_half_precision"),
     *("test_gru_sizes", "test_gru_sizes_in_half_precision", "test_gru_record"),
+    *("test_results_stay_as_they_are", "test_the_place_of_each_number_is_read"),
     *(
         "test_wrong_shape_is_refused",
         "test_refusal_names_the_parameter",
@@ -42,6 +43,10 @@ IN_PART = (
 )
 BY_NAME = "from spec.subjects import named\nsubject = named([{0!r}])[{0!r}]"
 BY_COMMAND = "from spec.stdio import Stdio\nsubject = Stdio({0!r})"
+# This library is plain NumPy but for the flag of its arrays, so a part of every test is enough.
+READ_ONLY = "numpy_readonly"
+# A run without a choice asks the other subjects one of so many sizes: there are thousands.
+SIZES, SOME = ("test_sizes", "test_sizes_in_half_precision"), 3
 
 
 class Kinds(NamedTuple):
@@ -51,6 +56,8 @@ class Kinds(NamedTuple):
     """Names of those that are slow or missing."""
     second: set[str]
     """Names of those whose code another subject runs on plain NumPy, or of slower kernels than `native`."""
+    read_only: set[str]
+    """Names of those on NumPy arrays that cannot be written to."""
     deviations: dict[str, Path]
     """Lists of what each does otherwise, by name."""
 
@@ -91,20 +98,21 @@ def chosen(config: pytest.Config) -> list[Chosen]:
 
 
 def kinds_of(config: pytest.Config) -> Kinds:
-    absent, second, kernels, lists = set(), set(), {}, {}
+    absent, second, read_only, kernels, lists = set(), set(), set(), {}, {}
     for name, adapter, _ in config.stash[CHOSEN]:
         about = adapter.describe()
         if is_slow(adapter) or adapter.why_unavailable() is not None:
             absent.add(name)
         if about["name"] == "xplstm" and about["library"] in SECOND:
             second.add(name)
+            read_only |= {name} if about["library"] == READ_ONLY else set()
         elif about["name"] == "xplstm" and about["library"] == "numpy" and name not in absent:
             kernels[about["kernel"]] = name
         given: Path | None = config.getoption("--deviations")
         lists[name] = given or deviations.path_of(about["name"])
     if "native" in kernels:
         second |= {*kernels.values()} - {kernels["native"]}
-    return Kinds(absent, second, lists)
+    return Kinds(absent, second, read_only, lists)
 
 
 def is_named(config: pytest.Config) -> bool:
@@ -191,9 +199,16 @@ def beyond_the_sample(test: str, params: Mapping[str, Any], kinds: Kinds) -> boo
     if test in ("test_relation", "test_gru_relation"):
         # A relation has several calls, each of which takes seconds with a slow subject.
         return absent or (second and name not in FEW)
-    if second and test in IN_PART:
-        return absent or zlib.crc32(name.encode()) % PART > 0 or (name in CASES and CASES[name].T > LONG)
+    if second and (test in IN_PART or ("name" in params and subject in kinds.read_only)):
+        return absent or not_drawn(name, PART) or (name in CASES and CASES[name].T > LONG)
+    if test in SIZES and not absent:
+        return not_drawn(name, SOME)
     return absent and (name not in SAMPLE or params.get("dtype", "float64") != "float64")
+
+
+def not_drawn(name: str, parts: int) -> bool:
+    """Return whether a call is outside the one of so many `parts` that runs."""
+    return zlib.crc32(name.encode()) % parts > 0
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

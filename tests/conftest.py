@@ -56,10 +56,19 @@ def required() -> set[str]:
     return {name for name in os.environ.get("XPLSTM_REQUIRE", "").split(",") if name}
 
 
+def library_of(name: str) -> str:
+    """Return the array library of a backend."""
+    return "numpy" if name == "numpy_readonly" else name
+
+
+def why_absent(name: str) -> str | None:
+    """Return why a backend cannot run here, or None."""
+    return _array.why_unusable(library_of(name))
+
+
 def open_backend(name: str) -> Backend:
     """Return the backend. If it cannot run, skip the test with the reason, or fail if it is required."""
-    library = "numpy" if name == "numpy_readonly" else name
-    reason = _array.why_unusable(library)
+    reason = why_absent(name)
     if reason is not None:
         if name in required():
             pytest.fail(f"XPLSTM_REQUIRE names {name}, which cannot run here: {reason}")
@@ -74,7 +83,7 @@ def open_backend(name: str) -> Backend:
         import dask
 
         dask.config.set(scheduler="synchronous")  # threads gain nothing at these sizes
-    return Backend(name, _array.named_namespace(library))
+    return Backend(name, _array.named_namespace(library_of(name)))
 
 
 def backend(name: str, *values: Any) -> Any:
@@ -144,14 +153,20 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Select the tests of the backends in `--backend`; record the backends of each test in its report."""
+    """Select the tests of the backends in `--backend`; record the backends of each test in its report.
+
+    Of the tests that a missing library would skip, one in each file is kept, which tells the reason.
+    """
     chosen = set(config.getoption("--backend") or BACKENDS)
-    others = []
+    absent = {name for name in BACKENDS if why_absent(name) is not None} - required()
+    others, told = [], set()
     for item in items:
         names = backends_of(item)
         item.user_properties += [("backend", name) for name in sorted(names)]
-        if config.getoption("--backend") and not names & chosen:
+        reason = (item.path, frozenset(names & absent))
+        if (config.getoption("--backend") and not names & chosen) or (names & absent and reason in told):
             others.append(item)
+        told.add(reason)
     if others:
         config.hook.pytest_deselected(items=others)
         left_out = set(others)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 FILE = "tests/test_functional.py::test_is_a_direction_of_the_class"
 
@@ -16,6 +18,7 @@ def pytest_run(*options: str) -> list[str]:
     return done.stdout.rstrip().splitlines()
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_table_of_the_backends_that_were_chosen():
     lines = pytest_run("--backend", "numpy", "--backend", "numpy_readonly", FILE)
     table = {line[:18].strip(): line[18:].split() for line in lines[-10:-1]}
@@ -26,6 +29,7 @@ def test_a_run_ends_with_the_table_of_the_backends_that_were_chosen():
     assert "SKIPPED" not in "".join(lines)
 
 
+@pytest.mark.slow
 def test_fixtures_marks_and_subjects_tell_the_backend_of_a_test():
     files = ("tests/optim/test_optim_states.py", "tests/nn/test_torch.py", "spec/test_exact.py")
     found = [line for line in pytest_run("--collect-only", "--backend", "torch", *files) if "::" in line]

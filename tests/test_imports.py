@@ -372,6 +372,7 @@ def test_import_loads_no_kernel_but_the_reference(fresh):
     assert not {name for name in kernels if name in made or name.startswith(("cupy", "_cuda"))}
 
 
+@pytest.mark.slow
 def test_import_costs_little_more_than_its_dependencies(fresh):
     """Counts calls of functions, because times depend on what else the machine does."""
     counted = """

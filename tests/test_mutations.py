@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import gc
 
+import pytest
+
 from tests.mutations.changes import c_changes, python_changes
 from tests.mutations.judge import replace
 from tests.mutations.targets import ROOT, harmless
@@ -50,6 +52,7 @@ def test_a_change_reaches_every_function_that_exists(tmp_path):
     assert (made(), names["f"]()()) == (2, 2)
 
 
+@pytest.mark.slow
 def test_every_change_without_an_effect_exists_and_has_a_reason():
     texts = {}
     for one in harmless():

@@ -67,6 +67,7 @@ def test_a_wheel_with_the_kernel_serves_every_python_of_its_platform(unpacked: P
 
 
 @pytest.mark.parametrize("variables", [NO_COMPILER, {"XPLSTM_PURE": "1"}], ids=["no compiler", "pure"])
+@pytest.mark.slow
 def test_a_wheel_without_the_kernel_is_for_every_platform(
     variables: dict[str, str], unpacked: Path, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_times_of_a_tree_by_hand() -> None:
     assert at_scale.tree_time(at_scale.messages(16, 1600)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_an_epoch_of_a_billion_samples(tmp_path: Path) -> None:
     """The array repeats one sample, so it takes no memory. The order still has 1e9 numbers."""
     sample = np.sin(np.arange(6.0, dtype="float32")).reshape(1, 6, 1)

@@ -42,6 +42,7 @@ def rows(noise: float = 0.0) -> list[Row]:
     return found
 
 
+@pytest.mark.slow
 def test_it_finds_the_costs_that_made_the_times() -> None:
     found = fit.fit(fit_costs.measured(rows(), CHIP, COSTS), COSTS)
     # Some costs are only determined together, such as cycles and their number per microsecond. Predictions

@@ -148,6 +148,7 @@ def test_a_process_works_in_its_turn_alone() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be made to stand still here")
+@pytest.mark.slow
 def test_an_end_by_signal_leaves_no_process_behind() -> None:
     code = (
         "from xplstm.cli import bench, engines; from xplstm.__main__ import main;"

@@ -91,6 +91,7 @@ def interrupt_at(monkeypatch, update):
     monkeypatch.setattr(demo.CharLM, "loss_vjp", loss_vjp)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_what_to_type(monkeypatch, text, out, capsys):
     arguments = ["--text", text, "--updates", 30, *SMALL, "--dropout", 0.2, "--layers", 2]
     assert run_demo(*arguments, out=out.with_name("whole")) == 0
@@ -109,6 +110,7 @@ def test_ctrl_c_saves_and_says_what_to_type(monkeypatch, text, out, capsys):
     assert all(np.array_equal(resumed.params[name], a) for name, a in whole.params.items())
 
 
+@pytest.mark.slow
 def test_a_new_run_keeps_the_old_one(monkeypatch, text, out):
     assert run_demo("--text", text, "--updates", 2, *SMALL, out=out) == 0
     with monkeypatch.context() as patch:
@@ -137,6 +139,7 @@ def wait_for_training(process):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to another process")
+@pytest.mark.slow
 def test_a_real_ctrl_c(text, out):
     arguments = ["--text", text, "--updates", "1000000", *SMALL, "--out", str(out)]
     with subprocess.Popen(
@@ -172,6 +175,7 @@ def timed(text, seconds):
     return demo.Settings(text, 8, 1, 0.0, 4, 16, 0.01, 0, None, seconds, 5, None)
 
 
+@pytest.mark.slow
 def test_the_time_ends_a_run_and_a_resumed_one(monkeypatch, text, out):
     """A clock that moves a second at each look: the data looks once at the start, and once a batch."""
     clock = iter(range(10**6))
@@ -239,6 +243,7 @@ def test_the_training_runs_on_the_threads_that_were_chosen(monkeypatch, text, ou
     assert blas_threads() == before
 
 
+@pytest.mark.slow
 def test_another_text_is_not_resumed(text, out, capsys):
     assert run_demo("--text", text, "--updates", 2, *SMALL, out=out) == 0
     Path(text).write_text(TEXT + "more", encoding="utf-8")
@@ -332,6 +337,7 @@ def test_longer_contexts_help():
     assert bits[-1] < 0.7
 
 
+@pytest.mark.slow
 def test_two_starts_keep_a_finished_run(monkeypatch, text, out):
     for updates in (2, 3):
         assert run_demo("--text", text, "--updates", updates, *SMALL, out=out) == 0
@@ -385,6 +391,7 @@ def test_a_wrong_option_is_refused_before_any_work(option, value, resume, finish
     assert {file: file.read_bytes() for file in out.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_resume_prolongs_a_finished_run(text, out, capsys):
     assert run_demo("--text", text, "--updates", 3, *SMALL, out=out) == 0
     assert run_demo("--resume", "--updates", 13, out=out) == 0
@@ -420,6 +427,7 @@ def test_a_byte_order_mark_is_no_character(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGTERM to another process")
+@pytest.mark.slow
 def test_sigterm_saves_the_run(text, out):
     arguments = ["--text", text, "--updates", "1000000", *SMALL, "--out", str(out)]
     command = [sys.executable, "-m", "xplstm", "demo", *arguments]
@@ -437,6 +445,7 @@ def test_sigterm_saves_the_run(text, out):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="encodings of terminals are POSIX's")
+@pytest.mark.slow
 def test_a_terminal_without_the_characters_shows_escapes(out, tmp_path):
     file = tmp_path / "greek.txt"
     file.write_text(TEXT.replace("odd", "ωδδ"), encoding="utf-8")

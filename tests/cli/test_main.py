@@ -27,6 +27,7 @@ def test_show_config_names_every_backend_and_kernel(capsys: pytest.CaptureFixtur
         assert name in text
 
 
+@pytest.mark.slow
 def test_info_says_of_each_kernel_whether_its_package_is_missing() -> None:
     """JAX is hidden as a package that cannot be found."""
     code = (
@@ -48,6 +49,7 @@ def test_the_version_is_the_one_of_the_package(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"xplstm {xplstm.__version__}\n"
 
 
+@pytest.mark.slow
 def test_info_is_show_config(capsys: pytest.CaptureFixture[str]) -> None:
     xplstm.show_config()
     want = capsys.readouterr().out

@@ -67,7 +67,16 @@ OTHERS = dict.fromkeys(("sklearn", "statsmodels"), "'xplstm[guides]'") | {
 NEEDS = backends_needed()
 RUNS = sorted({(snippet.page, tuple(sorted(needs))) for snippet, needs in NEEDS.items()})
 # The guides whose programs train models for seconds.
-TRAINING = ["classification", "forecasting", "horizons", "language_models", "precision", "rnn", "seq2seq"]
+TRAINING = [
+    "classification",
+    "forecasting",
+    "horizons",
+    "language_models",
+    "precision",
+    "rnn",
+    "seq2seq",
+    "sklearn",
+]
 
 
 def marks_of(page: str, backends: tuple[str, ...]) -> list[pytest.MarkDecorator]:
@@ -123,6 +132,7 @@ FIGURES = [p for p in sorted((ROOT / "docs" / "figures").glob("*.py")) if p.with
 
 
 @pytest.mark.parametrize("program", FIGURES, ids=lambda p: p.stem)
+@pytest.mark.slow
 def test_figure_shows_what_the_library_computes(program, tmp_path):
     drawn = tmp_path / "drawn.svg"
     runpy.run_path(str(program))["draw"](drawn)

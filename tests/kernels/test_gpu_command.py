@@ -27,6 +27,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "why_not_here", lambda: "")
 
 
+@pytest.mark.slow
 def test_steps_end_passed_failed_or_skipped_with_a_reason() -> None:
     assert gpu.do(ended(0), FOREVER)[1:4:2] == ("passed", "")
     assert gpu.do(ended(3), FOREVER)[1:4:2] == ("failed", "exit code 3")
@@ -38,6 +39,7 @@ def test_steps_end_passed_failed_or_skipped_with_a_reason() -> None:
     assert outcome.seconds < 30
 
 
+@pytest.mark.slow
 def test_a_step_that_waits_for_ever_is_ended_with_all_it_started(tmp_path: Path) -> None:
     sleeper = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])"
@@ -59,6 +61,7 @@ def test_a_step_has_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.slow
 def test_it_fails_when_anything_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

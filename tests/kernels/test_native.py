@@ -467,6 +467,7 @@ other.join()
 @pytest.mark.skipif(
     not sys.platform.startswith("linux") or not shutil.which("cc"), reason="needs Linux and cc"
 )
+@pytest.mark.slow
 def test_a_fork_while_memory_is_freed_is_safe(tmp_path) -> None:
     (tmp_path / "free.c").write_text(SLOW_FREE)
     library = tmp_path / "free.so"

@@ -116,6 +116,7 @@ def peak(work: Any) -> int:
 
 
 @pytest.mark.parametrize("kernel", ["reference", "numpy_inplace"])
+@pytest.mark.slow
 def test_checkpointing_holds_less(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lstm = xplstm.LSTM(8, 32, rng=0)
     x = np.zeros((400, 16, 8), dtype=np.float32)

@@ -132,6 +132,7 @@ print(*alone)
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity cannot be set here")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one processor")
+@pytest.mark.slow
 def test_one_thread_ends_a_walk_where_others_have_the_processors() -> None:
     """With the same bits, forward and backward, through a projection and in two directions."""
     environment = {"XPLSTM_NUM_THREADS": "", "OMP_NUM_THREADS": "", "OPENBLAS_NUM_THREADS": "1"}

@@ -65,6 +65,7 @@ def test_logits_loss_and_gradients_are_those_of_torch(x, targets, step_targets, 
 
 
 @pytest.mark.parametrize("each_step", [False, True])
+@pytest.mark.slow
 def test_gradients_of_a_ragged_batch_with_dropout_are_differences(x, targets, step_targets, each_step):
     options = {"dropout": 0.3, "bidirectional": True, "each_step": each_step}
     wanted = step_targets if each_step else targets

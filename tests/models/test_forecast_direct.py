@@ -181,6 +181,7 @@ def test_windows_of_numpy_take_no_memory():
         assert base.size <= series.size
 
 
+@pytest.mark.slow
 def test_a_wave_that_follows_what_is_known_is_learnt(tmp_path):
     """The target is the known column of the same step: nothing before it says what comes."""
     rng = np.random.default_rng(0)

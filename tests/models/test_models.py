@@ -186,6 +186,7 @@ def test_near_zero_the_likeliest_is_taken(opinionated, temperature):
     assert opinionated.generate("ab", 12, temperature=temperature, rng=0) == expected
 
 
+@pytest.mark.slow
 def test_characters_come_as_often_as_their_probability():
     model = make()
     logits = np.asarray([1.0, -1.0, 0.0, 2.0, -2.0, 0.5, -9.0])

@@ -33,12 +33,14 @@ def make(kind: str, network: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("network", ["GRU", "RNN"])
+@pytest.mark.slow
 def test_gradients_through_the_last_state_are_differences(network: str) -> None:
     inputs, targets = Ragged(X, [5, 2, 1, 4]), np.asarray([0, 2, 1, 1])
     check_gradients(lambda: make("classifier", network), lambda model: model.loss_vjp(inputs, targets))
 
 
 @pytest.mark.parametrize("network", ["GRU", "RNN"])
+@pytest.mark.slow
 def test_gradients_with_own_tokens_are_differences(network: str) -> None:
     check_gradients(
         lambda: make("Seq2Seq", network, teacher_forcing=0.5),

@@ -105,6 +105,7 @@ def test_metadata_that_is_no_object_is_named(path, text, key):
         training.load_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_every_cut_and_every_changed_byte_of_the_header_is_a_format_error_or_harmless(path):
     training.save_checkpoint(path, a_point())
     whole = path.read_bytes()

@@ -216,6 +216,7 @@ def test_a_full_disk_at_rank_0_reaches_all(tmp_path, monkeypatch):
     assert "No space left" in second
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named():
     def work(group):
         hang = multiprocessing.Event().wait

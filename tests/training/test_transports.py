@@ -58,6 +58,7 @@ def of_method(group, end):
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.slow
 def test_processes_of_every_start_method(method):
     """Their sockets are pickled, which leaves the timeout out."""
     context, groups = multiprocessing.get_context(method), training.local_group(2, timeout=60.0)
