@@ -161,7 +161,7 @@ class Xplstm:
             msg = "weights are stored in fewer bits for inference of a module, in float32 on NumPy"
             raise Unsupported(msg)
         if config.get("profile") == "exact" and not self.adds_in_one_order():
-            msg = f"kernel {self.kernel!r} adds in no published order"
+            msg = f"kernel {self.kernel!r} does not add in the reproducible summation order"
             raise Unsupported(msg)
         with self.settings(), xplstm.use_kernel(self.kernel):
             xp = importlib.import_module(library.module)
@@ -256,7 +256,7 @@ class Xplstm:
         found = made(**sizes, xp=self.backend, dtype=dtype)
         found.load_state_dict(params)
         if config.get("profile") == "exact" and not found.explain(x).canonical_sums:
-            msg = f"kernel {self.kernel!r} adds in no published order"
+            msg = f"kernel {self.kernel!r} does not add in the reproducible summation order"
             raise Unsupported(msg)
         return found
 

@@ -51,7 +51,7 @@ def drawn(kind: Format, shape: list[int], seed: int, exponent: int) -> Any:
 
 
 def decoded(tensor: Record, kind: Format) -> Any:
-    """The nested lists that a record's tensor stands for."""
+    """Return the nested lists of a record's tensor."""
     if "seed" in tensor:
         return drawn(kind, tensor["shape"], tensor["seed"], tensor["exponent"])
     flat = iter(tensor["data"])

@@ -30,7 +30,7 @@ class OneBlock(Exact):
 
 
 class ShortBlockFirst(Exact):
-    """What remains after whole blocks stands before them."""
+    """The incomplete block comes before the complete blocks."""
 
     def blocks(self, w: Row, v: Row) -> list[float]:
         first = len(w) % self.block

@@ -94,7 +94,7 @@ def layer(
     gradients: Wanted | None = every,
     **about: Any,
 ) -> Record:
-    """One layer and direction with outputs and the gradients by every input number that is asked for."""
+    """One layer and direction with outputs and the requested elements of the gradients."""
     numbers = Dyadic(start)
     P = config["proj_size"] or config["hidden_size"]
     inputs = parameters(numbers, config["input_size"], config)
@@ -128,7 +128,7 @@ def both(first: Wanted, second: Wanted) -> Wanted:
 def module(
     wanted: Wanted, *, start: int, T: int, B: int, config: Record, change: Change | None = None, **about: Any
 ) -> Record:
-    """Layers and directions with outputs and the gradients by every input."""
+    """Layers and directions with outputs and the gradients with respect to every input."""
     numbers = Dyadic(start)
     L, H, P = config["num_layers"], config["hidden_size"], config["proj_size"] or config["hidden_size"]
     options = around(config)
@@ -273,8 +273,8 @@ RESETS = [
     [False, True, False, False],
     [False, False, False, True],
 ]
-# Beside HOLES: before a row's first step and after its last, in holes, at steps, twice before one step, and
-# in a row without steps.
+# Resets for HOLES: before a row's first step and after its last, in holes, at steps, twice before one step,
+# and in a row without steps.
 RESETS_IN_HOLES = [
     [False, True, True, False],
     [True, False, False, False],
@@ -475,7 +475,7 @@ def empty_time(wanted: Wanted) -> Record:
 
 
 def saturate(inputs: Record) -> None:
-    """Pre-activations far outside what exp can take, beside ordinary rows."""
+    """Pre-activations far outside the range of exp, together with ordinary rows."""
     inputs["x"][0][0] = [mpf(60000), mpf(-3)]
     inputs["x"][2][1] = [mpf(-60000), mpf(5)]
     inputs["x"][3][2] = [mpf(0.5), mpf(30000)]

@@ -135,7 +135,7 @@ class OfBatch(Stored):
 
 
 class OfOne(Stored):
-    """Inputs are taken to lie in -1 to 1."""
+    """Inputs are assumed to be in [-1, 1]."""
 
     def magnitudes(self, a: Array) -> Array:
         return np.ones_like(super().magnitudes(a))

@@ -53,7 +53,7 @@ def edges() -> dict[str, Sized]:
                 found[f"{edge}-projection{way}"] = made(3, H, T, B, *said, proj_size=2, **ragged, **options)
         steps: Choice = {"lengths": lengths_of(T, B)}
         if T:
-            # Lists of no steps do not tell the number of batch entries.
+            # Empty lists of steps do not show the number of batch entries.
             steps |= {"mask": mask_of(T, B), "reset": [[True] * B] * T}
         for name, value in steps.items():
             for way, made, options in WAYS:

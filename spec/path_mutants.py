@@ -252,6 +252,6 @@ MUTANTS: dict[str, Call] = {
            ("in reverse", option("reverse"), ("y",)),
            ("in modules", stacked, ("y",)),
            ("beyond 8 units", sized("H", 8), ("y",)),
-           ("on the way back", always, ("dx", "dw")),
+           ("in the backward pass", always, ("dx", "dw")),
        )},
 }  # fmt: skip

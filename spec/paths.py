@@ -163,7 +163,7 @@ def set_to(value: float, name: str, *at: int) -> Change:
 
 
 def infinite_past_the_end(a: Arrays) -> None:
-    """As a buffer may hold that nobody has written to."""
+    """Fill an array as uninitialised memory could be filled."""
     for name in ("x", "dy"):
         a[name][3:, 1], a[name][2:, 2] = np.inf, -np.inf
 

@@ -478,8 +478,8 @@ MUTANTS: dict[str, Call] = {
     **{f"dropout's mask of {n} bits": drops_mask(n) for n in (8, 10, 12, 16, 18)},
     "dropout ignored with lengths": before(both(drawn, ragged), without("dropout")),
     "dropout ignored with two directions": before(both(drawn, option("bidirectional")), without("dropout")),
-    "dropout not on the way back of two directions": faulty(
-        both(drawn, option("bidirectional")), "dropout not on the way back"
+    "dropout not in the backward pass of two directions": faulty(
+        both(drawn, option("bidirectional")), "dropout not in the backward pass"
     ),
     "dropout's counter without the layer": faulty(drawn, "stream of noise ignored"),
     "time of noise in 8 bits": before(option("noise"), key_times(8)),
@@ -508,7 +508,9 @@ MUTANTS: dict[str, Call] = {
     "y before zoneout in modules": faulty(stacked, "y before zoneout"),
     "h from the zoned c in modules": faulty(stacked, "h from the zoned c"),
     "mean not halved in one layer": faulty(
-        lambda _op, c, _a: c.get("num_layers") == 1, "mean not halved on the way back"
+        lambda _op, c, _a: c.get("num_layers") == 1, "mean not halved in the backward pass"
     ),
-    "product's gradients as a sum's in three layers": faulty(deep, "product merged as sum on the way back"),
+    "product's gradients as a sum's in three layers": faulty(
+        deep, "product merged as sum in the backward pass"
+    ),
 }

@@ -37,7 +37,7 @@ def test_files_have_the_pinned_hashes() -> None:
 
 @cache
 def kills(name: str, mutant: Mutant) -> bool:
-    """Whether a record tells a mutant from the profile."""
+    """Return whether a record distinguishes a mutant from the profile."""
     record = RECORDS[name]
     return bool(
         exact_cases.published(mutant(exact_cases.STORED[record["dtype"]]), record) != record["outputs"]

@@ -1,4 +1,4 @@
-"""The records tell an LSTM from a wrong one: each mutant is killed by a wide margin, each record kills."""
+"""Check that each record kills a mutant, and that records kill each mutant by a wide margin."""
 
 from __future__ import annotations
 

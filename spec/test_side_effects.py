@@ -292,7 +292,7 @@ def test_nan_leaves_nothing(subject: Adapter, name: str, gradients: bool) -> Non
 
 
 class Plain:
-    """An LSTM in float64 whose faults lie in what it remembers, returns or changes."""
+    """An LSTM in float64 whose faults are in what it remembers, returns or changes."""
 
     def __init__(self, ask: Call = RIGHT.call) -> None:
         self.ask = ask
@@ -533,7 +533,7 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "large results in buffers": (with_large_buffers(), test_results_stay_as_they_are, ("ragged-b64", True)),
     "memory in C order": (in_c_order, test_strides, ("square", "backwards")),
     "repeated numbers": (in_c_order, test_repeated_numbers, ("square",)),
-    "gradients by object": (gradients_by_object, test_one_array_for_two_arguments, ("square",)),
+    "gradients shared by one object": (gradients_by_object, test_one_array_for_two_arguments, ("square",)),
     **{
         f"{name} set": (setting(change), test_settings_of_the_process_stay, ("square",))
         for name, change in SETTERS.items()

@@ -17,7 +17,7 @@ Note: TypeAlias = Callable[[str, object], None]
 
 GATES = "XPL-CELL-006"
 PRINTED = "XPL-CELL-007"
-"""Passed by nobody who is never asked: see test_behaviour.py."""
+"""A subject without questions passes none of these; see test_behaviour.py."""
 
 BOTH = pytest.mark.parametrize("dtype", ["float64", "float32"])
 HALF = {"float16": "fp16", "bfloat16": "bfloat16"}

@@ -183,7 +183,7 @@ def activations_far(wanted: Wanted) -> Record:
 
 
 def small(inputs: Record) -> None:
-    """A row whose sums are so small that the added 1e-5 counts beside their variance."""
+    """A row whose sums are so small that the added 1e-5 changes their variance."""
     for rows in inputs["x"]:
         rows[0] = scaled(rows[0], mpf(2) ** -4)
     inputs["h_0"][0] = scaled(inputs["h_0"][0], mpf(2) ** -4)

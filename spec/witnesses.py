@@ -1,7 +1,7 @@
 """Write by which sized call each wrong LSTM is found: ``python -m spec.witnesses``.
 
 Run by hand after a wrong LSTM or a call has changed; it takes minutes, because it
-asks the cheapest calls first and stops at the one that tells the wrong LSTM from
+asks the cheapest calls first and stops at the one that distinguishes the wrong LSTM from
 the right one. The tests ask that one alone.
 """
 
@@ -35,7 +35,7 @@ def drawn(name: str) -> Arrays:
 
 
 def tells(name: str, mutant: str) -> bool:
-    """Whether a call tells a wrong LSTM from the right one, with gradients or without them."""
+    """Return whether a call distinguishes a wrong LSTM from the right one, with gradients or without them."""
     with np.errstate(all="ignore"):
         return finds(calls, name, mutant, drawn(name))
 

@@ -1,4 +1,4 @@
-"""An LSTM in NumPy, right as it stands, with a place for each fault that a wrong one can have.
+"""An LSTM in NumPy, correct by default, with a place for each fault that a wrong one can have.
 
 It is no reference and no adapter's model: the oracle judges it like any other
 implementation. `faults` are names; each line that a fault spoils asks for it.
@@ -33,7 +33,7 @@ def transposed(a: np.ndarray) -> np.ndarray:
 
 
 class Run(NamedTuple):
-    """One layer and direction, and what its steps left for the way back."""
+    """One layer and direction, and what its steps keep for the backward pass."""
 
     cell: Cell
     a: Arrays
@@ -241,7 +241,7 @@ class LSTM(Faulty):
         return found[..., None]
 
     def backward(self, run: Run, dy: np.ndarray, dh: np.ndarray, dc: np.ndarray) -> Arrays:
-        """Gradients by every input; each path can be cut."""
+        """Return the gradients with respect to every input; each path can be cut."""
         cell, a, exists, steps, weight_mask = run
         grads: dict[str, Any] = {f"d{n}": np.zeros_like(a[n]) for n in PARAMETERS if n in a}
         dx: list[np.ndarray] = [np.zeros(a["x"].shape[1:])] * len(a["x"])
@@ -261,7 +261,7 @@ class LSTM(Faulty):
             dh, dc = np.where(now, dh_old, dh), np.where(now, dc_old, dc)
             if self.has("gradients flow through the padding"):
                 dh, dc = np.where(now, dh, 0), np.where(now, dc, 0)
-        if weight_mask is not None and not self.has("weight dropout not on the way back"):
+        if weight_mask is not None and not self.has("weight dropout not in the backward pass"):
             grads["dweight_hh"] = grads["dweight_hh"] * weight_mask
         return grads | {
             "dx": np.stack(np.broadcast_arrays(*dx)) if dx else np.zeros_like(a["x"]),
@@ -295,7 +295,7 @@ class LSTM(Faulty):
                 suffix = "_reverse" * d
                 grads |= {f"{name}_l{k}{suffix}": value for name, value in found.items()}
             dx = back[0] if self.has("dx of one direction only") else np.sum(back, axis=0)
-            dx = dx if self.has("dropout not on the way back") else dx * scale
+            dx = dx if self.has("dropout not in the backward pass") else dx * scale
         return grads | {"dx": dx} | {name: np.stack(column) for name, column in starts.items()}
 
     def unmerged(self, how: str, dy: np.ndarray, ys: list[np.ndarray], last: bool) -> list[np.ndarray]:
@@ -304,8 +304,8 @@ class LSTM(Faulty):
             return [*dy]
         if how in ("concat", "none"):
             return np.split(dy, len(ys), axis=-1)
-        if how == "product" and not self.has("product merged as sum on the way back"):
+        if how == "product" and not self.has("product merged as sum in the backward pass"):
             dy = dy.reshape(len(dy), *[1] * (ys[0].ndim - dy.ndim), *dy.shape[1:])
             return [dy * ys[1], dy * ys[0]]
-        halved = how == "mean" and not self.has("mean not halved on the way back")
+        halved = how == "mean" and not self.has("mean not halved in the backward pass")
         return [dy / 2 if halved else dy] * 2

@@ -378,7 +378,7 @@ class Cell(Faulty):
         return h, c
 
     def backward(self, s: SimpleNamespace, dh: Array, dc: Array) -> tuple[Arrays, Array, Array]:
-        """Gradients by x and by each parameter, a row each, and by h and c."""
+        """Return the gradients with respect to x and each parameter, by row, and to h and c."""
         A, p = self.arithmetic, self.p
         rows: dict[str, Any] = {}
         dh_old, dc_old = s.share_h * dh, s.share_c * dc
@@ -395,7 +395,7 @@ class Cell(Faulty):
             if self.has(f"gradient of {name} cut"):
                 dz[..., k * self.H : (k + 1) * self.H] = 0
         dh_in, dx = self.sums_backward(s, dz, rows)
-        if s.kept is not None and not self.has("recurrent dropout not on the way back"):
+        if s.kept is not None and not self.has("recurrent dropout not in the backward pass"):
             dh_in = dh_in * s.kept
         through = 0.0 if self.has("path through h cut") else dh_in
         rows["x"] = dx
@@ -422,7 +422,7 @@ class Cell(Faulty):
             dseen = self.norm_backward(dseen * self.p["gain_c"], s.norm_c, s.inv_c)
         dc = dc + (0.0 if self.has("path from h to c cut") else dseen)
         dz_o = dm * s.squashed * self.slope(0, s.raw["o"], s.o)
-        if self.w_ch is not None and not self.has("peephole of o not on the way back"):
+        if self.w_ch is not None and not self.has("peephole of o not in the backward pass"):
             dc = dc + dz_o * self.w_ch[2]
         return A.rounded(dc, 2), dz_o
 
@@ -434,12 +434,12 @@ class Cell(Faulty):
             dc = dc * (np.abs(s.grown) < self.v.cell_clip)
         di, df, dg, back = dc * s.g, dc * s.c, dc * s.i, dc * s.f
         if self.v.coupled:
-            di = di if self.has("coupled: no gradient by f") else di - df
+            di = di if self.has("coupled: no gradient from f") else di - df
             df = df if self.has("coupled: rows of f get gradients") else np.zeros_like(df)
         dz_i, dz_f = di * self.slope(0, s.raw["i"], s.i), df * self.slope(0, s.raw["f"], s.f)
         if self.w_ch is not None:
             rows["weight_ch"] = np.concatenate([dz_i * s.c, dz_f * s.c, dz_o * s.peeped], -1)
-            if not self.has("peepholes of i and f not on the way back"):
+            if not self.has("peepholes of i and f not in the backward pass"):
                 back = back + dz_i * self.w_ch[0] + dz_f * self.w_ch[1]
         return [dz_i, dz_f, dg * self.slope(1, s.raw["g"], s.g), dz_o], back
 
@@ -459,6 +459,7 @@ class Cell(Faulty):
         return A.product(of_h, p["weight_hh"]), A.product(of_x, p["weight_ih"])
 
     def norm_backward(self, d: Array, norm: Array, inverse: Array) -> Array:
-        mean = 0.0 if self.has("norm's mean not on the way back") else d.mean(-1, keepdims=True)
-        bent = 0.0 if self.has("norm's variance not on the way back") else (d * norm).mean(-1, keepdims=True)
+        mean, bent = d.mean(-1, keepdims=True), (d * norm).mean(-1, keepdims=True)
+        mean = 0.0 if self.has("norm's mean not in the backward pass") else mean
+        bent = 0.0 if self.has("norm's variance not in the backward pass") else bent
         return self.arithmetic.rounded(inverse * (d - mean - norm * bent), 4)

@@ -119,7 +119,7 @@ def pytest_configure() -> None:
     known = (*BACKENDS, *_dispatch.TABLE)
     unknown = required().difference(known)
     if unknown:
-        raise pytest.UsageError(f"XPLSTM_REQUIRE names {sorted(unknown)}; known are {', '.join(known)}")
+        raise pytest.UsageError(f"XPLSTM_REQUIRE has {sorted(unknown)}, expected some of {', '.join(known)}")
     for name in required().intersection(_dispatch.TABLE):
         # A required kernel is tested even if it has no proof.
         vars(importlib.import_module(_dispatch.TABLE[name])).pop("proof", None)

@@ -158,7 +158,7 @@ def why_not_here() -> str:
     """Return the missing requirement, or an empty string."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        return f"not installed: {', '.join(missing)}; a wheel on PYTHONPATH will do"
+        return f"not installed: {', '.join(missing)}; a wheel on PYTHONPATH is enough"
     asked = subprocess.run((sys.executable, "-c", ASK), check=False, cwd=ROOT, capture_output=True, text=True)
     return (asked.stdout or asked.stderr).strip()
 
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
-        parser.error(f"part {unknown[0]!r} is unknown; known are {', '.join(PARTS)}")
+        parser.error(f"part {unknown[0]!r} is unknown, expected one of {', '.join(PARTS)}")
     reason = why_not_here()
     if reason:
         print(f"nothing can be checked here: {reason}", file=sys.stderr)

@@ -25,7 +25,7 @@ from xplstm._stack import _borrow
 
 pytestmark = [
     pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here to emulate kernels"),
-    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14"),
+    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot replace CuPy 14"),
 ]
 
 GPU = 1
@@ -234,7 +234,7 @@ def test_empty_tensors(shape: tuple[int, ...], on_gpu: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:Using backward")
 def test_double_backward_is_generic(on_gpu: Any) -> None:
-    """The gradient of a gradient by the layer on the GPU and by generic code alone."""
+    """Compare second-order gradients of the layer on the GPU with those of generic code."""
 
     def twice() -> np.ndarray:
         x = drawn(on_gpu, T, B, I).requires_grad_()

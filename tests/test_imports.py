@@ -155,7 +155,7 @@ MAY_BE_SEEN_BY = {
 # Compiled from C, and so part of the room that imports it.
 COMPILED = {"kernels._engine"}
 
-# What a function may import when it is called, beside the standard library and NumPy.
+# What a function may import when it is called, in addition to the standard library and NumPy.
 OPTIONAL = {
     "nn._blocks": {"dask"},
     "nn._pytrees": {"jax"},

@@ -1,4 +1,4 @@
-"""Ranges, variances and places of the first values, and that one seed gives one set of them."""
+"""Check ranges, variances and places of the initial values, and that a seed determines them."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ TAKEN = {
     "reset": (LEFT_OUT, "None"),
     "rng": ("a seed", "None 0 1 2**63"),
     "row": (COUNTS, "0 1"),
-    "rows": ("rows of the batch, or none", "None 0 1 [] () empty"),
+    "rows": ("batch entries, or none", "None 0 1 [] () empty"),
     "rule": ("a function, called later", "class lambda"),
     "seed": ("a seed", "0 1"),
     "sequences": ("arrays of any dtype", "complex matrix"),
@@ -183,7 +183,7 @@ PASSED = {
         for kind in ("LSTM", "GRU", "RNN", "JordanRNN")
     },
     **{
-        (f"models.{name} with a horizon", "known", value): "no column is known ahead"
+        (f"models.{name} with a horizon", "known", value): "no column is known in advance"
         for name in ("Forecaster", "windows")
         for value in ("()", "[]", "{}", "''", "empty", "generator")
     },

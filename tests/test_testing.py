@@ -16,7 +16,7 @@ X, H_0, C_0 = rng.normal(size=(3, 2, 2)), rng.normal(size=(2, 2, 3)), rng.normal
 def test_an_lstm_passes(xp):
     lstm = xplstm.LSTM(2, 3, bidirectional=True, xp=xp.xp, dtype="float64", rng=1)
     state = xplstm.LSTMState(xp.asarray(H_0), xp.asarray(C_0))
-    few = 1 if xp.name == "dask" else 2  # each run of a lazy library begins anew
+    few = 1 if xp.name == "dask" else 2  # each run of a lazy library starts again
     report = check_grad(lstm, {"x": xp.asarray(X[:2]), "state": state}, lengths=[1, 2], entries=few)
     assert report.passed
     names = [row.name for row in report.rows]
@@ -54,7 +54,7 @@ def test_the_functional_form_linear_embedding_dropout_and_losses_pass(xp):
 
 
 def scaled(factor):
-    """Three products, of which the gradient by b is `factor` times too large in one element."""
+    """Three products, of which the gradient with respect to b is `factor` times too large in one element."""
 
     def vjp(a, b):
         def pullback(dy):
@@ -91,7 +91,7 @@ def test_a_gradient_of_zero_has_to_be_zero():
 
 def test_an_lstm_with_a_wrong_pullback_fails():
     class Forgetful(xplstm.LSTM):
-        """The gradient by the final c is dropped."""
+        """The gradient with respect to the final c is dropped."""
 
         def vjp(self, x, state=None, **options):
             y, state_n, pullback = super().vjp(x, state, **options)

@@ -1,4 +1,4 @@
-"""Adapt flax.nnx: OptimizedLSTMCell in RNN, two directions in Bidirectional, compiled, gradients by JAX."""
+"""Adapt flax.nnx: OptimizedLSTMCell in RNN, two directions in Bidirectional, compiled, gradients from JAX."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from spec.subject import Arrays, Config, Refused
 
 
 class Traced(Peer, ABC):
-    """Function of JAX that is compiled in every call, with its gradients by JAX."""
+    """Function of JAX that is compiled in every call, with gradients from JAX."""
 
     packages: ClassVar[tuple[str, ...]] = ("jax",)
 

@@ -1,4 +1,4 @@
-"""Adapt keras.layers.LSTM with PyTorch: two directions in Bidirectional, gradients by PyTorch."""
+"""Adapt keras.layers.LSTM with PyTorch: two directions in Bidirectional, gradients from PyTorch."""
 
 from __future__ import annotations
 

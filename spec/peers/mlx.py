@@ -1,4 +1,4 @@
-"""Adapt mlx.nn.LSTM on the CPU, with gradients by mlx.core.vjp."""
+"""Adapt mlx.nn.LSTM on the CPU, with gradients from mlx.core.vjp."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Peer:
     kernel: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     offered: ClassVar[tuple[str, ...]] = ()
-    """Options and parameters beyond the plain LSTM's."""
+    """Options and parameters that the standard LSTM does not have."""
 
     def describe(self) -> dict[str, str]:
         package = self.packages[0]

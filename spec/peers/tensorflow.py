@@ -1,4 +1,4 @@
-"""TensorFlow's kernel BlockLSTM on the CPU, gradients by its tape.
+"""TensorFlow's kernel BlockLSTM on the CPU, gradients from its tape.
 
 BlockLSTMV2 has the gates f and g in the other order. TensorFlow registers for it the gradient of BlockLSTM,
 so that its gradients are wrong. Its outputs are those of BlockLSTM.

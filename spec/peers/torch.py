@@ -13,7 +13,7 @@ from spec.subject import Arrays, Config, Refused
 
 
 class Subject(Peer):
-    """Module with its parameters by their own names; gradients by autograd."""
+    """Module with its parameters by their own names; gradients from autograd."""
 
     name = "torch"
     kernel = "torch.nn.LSTM"

@@ -25,7 +25,7 @@ class Task(NamedTuple):
     name: str
     series: np.ndarray
     known: tuple[int, ...]
-    """Columns that are known ahead."""
+    """Columns that are known in advance."""
     window: int
     horizon: int
     start: int

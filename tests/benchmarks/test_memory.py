@@ -9,7 +9,7 @@ from xplstm import _dispatch
 
 NEEDS = {
     "PyTorch": importlib.util.find_spec("torch") is not None,
-    "a Linux that tells a process's memory": memory.STATUS.exists(),
+    "a Linux that reports a process's memory": memory.STATUS.exists(),
     "the compiled kernel": not _dispatch.why_missing("native"),
 }
 MISSING = [what for what, there in NEEDS.items() if not there]

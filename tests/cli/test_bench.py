@@ -137,7 +137,7 @@ def test_a_process_works_in_its_turn_alone() -> None:
         engine.build(SHAPE)
         stat = Path(f"/proc/{engine._process.pid}/stat")
         if not stat.exists() or not hasattr(signal, "SIGSTOP"):
-            pytest.skip("only Linux tells whether a process stands still")
+            pytest.skip("only Linux shows whether a process is stopped")
         deadline = time.monotonic() + 10
         while (
             state := stat.read_text().rpartition(")")[2].split()[0]
@@ -147,7 +147,7 @@ def test_a_process_works_in_its_turn_alone() -> None:
         assert engine.time("forward", 1) > 0
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be made to stand still here")
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process")
 @pytest.mark.slow
 def test_an_end_by_signal_leaves_no_process_behind() -> None:
     code = (

@@ -294,7 +294,7 @@ def test_the_default_text_is_pythons_own():
 
 
 def defined_probability(train, context, character, order, uniform):
-    """Interpolated Kneser-Ney by its definition, counting anew for every question."""
+    """Interpolated Kneser-Ney by its definition, with new counts for every question."""
     p = uniform
     for n in range(1, order + 1):
         counts = Counter(train[i : i + order] for i in range(len(train) - order + 1))

@@ -1,7 +1,7 @@
 """The libraries of CUDA that CuPy loads, as shared libraries of a few functions that run on the processor.
 
 The functions have the signatures of NVIDIA's headers. Each hands its arguments to Python, where a product is
-made by NumPy and a launch is emulated; or does nothing where nobody listens, as when the host's time is
+made by NumPy and a launch is emulated; or does nothing where no call is recorded, as when the host's time is
 measured. The functions of CuPy's own module make the same products.
 """
 
@@ -35,7 +35,7 @@ PRODUCTS = {
 
 
 def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarray:
-    """A matrix of columns, as BLAS sees it, wholly inside one array."""
+    """A matrix of columns, as BLAS sees it, completely inside one array."""
     dtype = np.dtype(dtype_from_name(np, CODES[code]))
     assert step >= rows, "cuBLAS refuses columns that overlap"
     assert rows > 0

@@ -36,4 +36,4 @@ class Memory:
 
 
 def check_margins() -> None:
-    assert all(memory.unharmed() for memory in Memory.everything), "something wrote beside an array"
+    assert all(memory.unharmed() for memory in Memory.everything), "something wrote outside an array"

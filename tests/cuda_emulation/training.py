@@ -18,7 +18,7 @@ from xplstm.optim import Adam
 
 
 def carried(a: Any) -> Any:
-    """What stands for `a` on the stand-in's second device; dicts, tuples and functions by their contents."""
+    """Return `a` as on the stand-in's second device; dicts, tuples and functions by their contents."""
     if isinstance(a, np.ndarray):
         with DEVICE:
             return standin.asarray(a) if a.flags.c_contiguous else spread(a)

@@ -17,7 +17,7 @@ from xplstm import _array
 from xplstm.__main__ import COMMANDS
 
 PROGRAMS = [snippet for snippet in SNIPPETS if snippet.language == "python"]
-# What a program needs beside array libraries; where it is missing, the others of its page run all the same.
+# Packages that a program needs in addition to array libraries; without them, the page's other programs run.
 RAPIDS = ("cudf", "cuml")
 SESSION = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
@@ -140,7 +140,7 @@ def test_figure_shows_what_the_library_computes(program, tmp_path):
     # Names made of digests change with the last bit of a coordinate, and strokes with Matplotlib's version.
     new, old = (re.sub(r"\b[mp][0-9a-f]{10}\b", "", p.read_text(encoding="utf-8")) for p in (drawn, kept))
     if f"Matplotlib v{matplotlib.__version__}," in old:
-        assert new == old, f"python {program.relative_to(ROOT)} draws it anew"
+        assert new == old, f"python {program.relative_to(ROOT)} draws it again"
 
 
 @pytest.mark.parametrize("page", sorted({s.page for s in PROGRAMS if ".savefig(" in s.text}))

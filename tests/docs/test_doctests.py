@@ -18,7 +18,7 @@ MODULES.remove("xplstm.__main__")
 ROOMS = ("init", "losses", "models", "optim", "training", "testing", "plots", "sklearn")
 FORMS = ("io", "io.gates", "io.columns", "io.layers", "io.cell", "io.onnx")
 FOR_USERS = ("xplstm", *(f"xplstm.{name}" for name in (*ROOMS, *FORMS)))
-# A user is handed these, or writes a class like them; the examples stand where that happens.
+# A user gets these from a function, or writes a class like them; those functions have the examples.
 ELSEWHERE = {
     "Checkpoint",
     "Event",

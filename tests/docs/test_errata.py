@@ -1,6 +1,6 @@
 """Each erratum of docs/errata.md, shown by running a reconstruction that has the same fault.
 
-The reconstructions are written anew from what the documents' code computes;
+The reconstructions are written again from what the documents' code computes;
 names are kept only where the name is the fault.
 """
 
@@ -42,7 +42,7 @@ def layer(rng, input_size, hidden_size, scale=0.5):
 
 
 def pasted(text):
-    """Compile text as it stands on a page whose indentation is lost."""
+    """Compile the text of a page whose indentation is lost."""
     return compile(text, "<page>", "exec")
 
 
@@ -142,7 +142,7 @@ class ColumnLayer:
         return self.h[-1]
 
     def deltas(self, dh, cell_path):
-        """Gradients by each gate's z at each step; as printed, dc of the step after never arrives."""
+        """Return dz of each gate at each step; as printed, dc of the next step is missing."""
         steps, dc = {}, 0.0
         for k in range(len(self.h) - 1, 0, -1):
             a, tanh_c = self.gates[k], np.tanh(self.c[k])
@@ -207,8 +207,8 @@ def test_001_full_formula_agrees_with_differences(T):
 def test_001_backward_leaves_out_the_path_through_the_cell_state():
     without = REPAIRED | {"cell_path": False}
     assert wrong_gradients(1, **without) == set()
-    # At T = 2 from zero states, step 1 has h_0 = c_0 = 0: what is left of it are the gradients by i and c
-    # through x and the biases, and just these lack dc_2 * f_2.
+    # At T = 2 from zero states, step 1 has h_0 = c_0 = 0: only its gradients with respect to i and c
+    # through x and the biases remain, and these lack dc_2 * f_2.
     assert wrong_gradients(2, **without) == {"Wix", "Wcx", "bi", "bc"}
     assert wrong_gradients(3, **without) == {f"W{g}{k}" for g in "fic" for k in "hx"} | {"Wox"} | {
         f"b{g}" for g in "fioc"
@@ -590,7 +590,7 @@ def test_003_function_on_a_comment_line_is_never_defined():
 
 
 def character_model(torch):
-    """003's CharLSTM: output flattened to one row a step and member of the batch."""
+    """003's CharLSTM: output flattened to one row for each step and batch entry."""
     torch.manual_seed(2)
     table, lstm, head = (
         torch.nn.Embedding(5, 6),

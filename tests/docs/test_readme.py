@@ -107,7 +107,7 @@ def check_nox(words, _):
 
 def check_pytest(words, _):
     places = itertools.takewhile(lambda word: not word.startswith("-"), words)
-    for word in places:  # after the first option stand values
+    for word in places:  # values follow the first option
         assert (ROOT / word).exists(), word
 
 
@@ -149,7 +149,7 @@ def test_a_command_names_what_exists(place, command, monkeypatch):
 
 
 def test_a_clone_is_installed_in_place():
-    """Python finds the clone's own sources first, and only so the compiled kernel beside them."""
+    """Check that Python finds the clone's own sources first, and with them the compiled kernel."""
     installs = [words for _, c in commands() if (words := words_of(c))[:2] == ["pip", "install"]]
     own = [words for words in installs if any(re.match(r"\.(\[|$)", word) for word in words)]
     assert len(own) > 4

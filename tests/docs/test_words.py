@@ -60,8 +60,9 @@ def test_every_pattern_has_a_phrase():
     assert found == set(words.BANNED.values())
 
 
-def test_names_in_code_are_not_words():
+def test_names_in_code_and_compounds_are_not_banned():
     assert not list(words.found_in("a.py", "lies = stand + beside\n"))
+    assert not list(words.found_in("a.md", "a stand-in for CuPy"))
     assert not list(words.found_in("a.c", "int stand = lies; /* understand */\n"))
 
 

@@ -1,4 +1,4 @@
-"""What `load` takes beside paths and mappings, and what it says of files that are no weights."""
+"""Check the sources of `load` other than paths and mappings, and its messages for files without weights."""
 
 from __future__ import annotations
 

@@ -419,7 +419,7 @@ def test_a_flipped_bit_of_a_packed_weight_is_seen(tmp_path):
     whole = path.read_bytes()
     with zipfile.ZipFile(path) as file:
         info = file.getinfo("weight_hh_l0.npy")
-    start = info.header_offset + 100  # behind the name and what else stands before the bytes
+    start = info.header_offset + 100  # behind the name and the rest of the header
     for at in range(start, start + info.compress_size - 100, 997):
         content = bytearray(whole)
         content[at] ^= 8
@@ -540,7 +540,7 @@ def test_names_do_not_reach_a_terminal_raw(tmp_path):
 
 
 def test_a_directory_is_parsed_at_most_twice(tmp_path, monkeypatch):
-    """Once to tell the format, once to read; not for each member, which would take time by its square."""
+    """Once to find the format, once to read; not for each member, which would take time by its square."""
     path = tmp_path / "many.npz"
     np.savez(path, **{f"a{k}": np.full(2, k) for k in range(300)})
     opened = []

@@ -1,4 +1,4 @@
-"""Files that Keras wrote, read without it; files of ours, read by it; files that nobody should trust."""
+"""Files that Keras wrote, read without it; files of ours, read by it; untrusted files."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def nothing(file: Any) -> None:
 
 
 def weights(change: Any = nothing) -> bytes:
-    """A file of weights of one LSTM, with something done to it."""
+    """A weight file of one LSTM, after a change."""
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         for name, shape in SHAPES.items():
@@ -469,7 +469,7 @@ def test_bfloat16_has_no_place(tmp_path: Any) -> None:
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
 @pytest.mark.parametrize("seed", range(8))
 def test_changed_bytes_are_refused_or_loaded(ending: str, seed: int, tmp_path: Any) -> None:
-    """Behind the archive's checksums: its members are whole, the file of weights is not."""
+    """The archive's checksums are correct, but the weight file inside is damaged."""
     rng = np.random.default_rng(seed)
     path = tmp_path / f"model{ending}"
     for _ in range(25):

@@ -50,7 +50,7 @@ def draws(shapes, seed=3):
 
 
 def joined(weights, ih, hh, bias, order, columns):
-    """The sums of each gate where all stand in one matrix."""
+    """Return the sums of each gate, with all weights in one matrix."""
     w, u = (weights[ih], weights[hh]) if not columns else (weights[ih].T, weights[hh].T)
     return lambda x, h: dict(zip(order, np.split(w @ x + u @ h + weights[bias], 4), strict=True))
 
@@ -392,7 +392,7 @@ WRONG = {
     ),
     "a vector for a matrix": ({"weight_ih_l0": (20,), "weight_hh_l0": (20, 5)}, "expected a matrix"),
     "no input": ({"weight_ih_l0": (20, 0), "weight_hh_l0": (20, 5)}, "expected a matrix"),
-    "peepholes that nothing tells of": (
+    "peepholes without an option": (
         {"weight_ih_l0": (20, 3), "weight_hh_l0": (20, 5), "weight_ch_l0": (15,)},
         "weight_ch_l0 is not a parameter of this network",
     ),
@@ -623,7 +623,7 @@ def test_a_cell_that_is_no_lstm_is_called_what_it_is(torch):
 
 
 def test_checkpoints_hold_what_training_leaves(tmp_path, torch):
-    """Counters, dicts with defaults, tuples as keys and expanded tensors stand around the weights."""
+    """Counters, dicts with defaults, tuples as keys and expanded tensors are stored with the weights."""
     model = torch.nn.LSTM(I, H)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])

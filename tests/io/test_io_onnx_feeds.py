@@ -31,7 +31,7 @@ def exported(model: Any, inputs: tuple[Any, ...], path: Path, **options: Any) ->
 
 
 def loaded(path: Path, batch_first: bool) -> Any:
-    """The network, after the order of axes was told if it was asked for."""
+    """The network, with the order of axes as an argument if `load` needs it."""
     try:
         return xplstm.io.load(path)
     except xplstm.ArgumentError as error:

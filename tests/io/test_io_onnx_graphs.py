@@ -20,7 +20,7 @@ CHUNK = 50
 
 
 def read(path: Path, case: Case, prefix: str | None, seen: Counter[str]) -> Any:
-    """The network and its arguments, after the order of axes was told if it was asked for; or the refusal."""
+    """The network and its arguments, with the order of axes as an argument if needed; or the refusal."""
     options: dict[str, Any] = {}
     while True:
         try:

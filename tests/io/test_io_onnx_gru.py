@@ -27,7 +27,7 @@ def session_of(model: Any) -> Any:
     return runtime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
 
-def gru_model(seed: int, direction: str, **told: Any) -> tuple[Any, dict[str, np.ndarray]]:
+def gru_model(seed: int, direction: str, **attributes: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """A node whose parameters are constants and whose other inputs are those of the model."""
     rng, D = np.random.default_rng(seed), SIDES[direction]
     shapes = {"W": (D, 3 * H, I), "R": (D, 3 * H, H)} | ({"B": (D, 6 * H)} if rng.integers(2) else {})
@@ -39,8 +39,8 @@ def gru_model(seed: int, direction: str, **told: Any) -> tuple[Any, dict[str, np
         feed["initial_h"] = rng.normal(size=(D, B, H)).astype("float32")
     order = ["X", "W", "R", "B", "sequence_lens", "initial_h"]
     names = [name if name in kept or name in feed else "" for name in order]
-    told |= {"direction": direction, "hidden_size": H}
-    node = make.make_node("GRU", names, ["Y", "Y_h"], "the_gru", **told)
+    attributes |= {"direction": direction, "hidden_size": H}
+    node = make.make_node("GRU", names, ["Y", "Y_h"], "the_gru", **attributes)
     inputs = [
         make.make_tensor_value_info(n, make.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for n, a in feed.items()
@@ -100,9 +100,9 @@ def test_exports_run_and_come_back(reset_after: bool, both: bool, batch_first: b
     assert all(np.array_equal(again.params[name], a) for name, a in net.params.items())
 
 
-@pytest.mark.parametrize("told", [{"clip": 0.5}, {"activations": ["HardSigmoid", "Tanh"]}])
-def test_another_gru_is_refused(told: dict[str, Any], tmp_path: Path) -> None:
-    model, _ = gru_model(0, "forward", **told)
+@pytest.mark.parametrize("attributes", [{"clip": 0.5}, {"activations": ["HardSigmoid", "Tanh"]}])
+def test_another_gru_is_refused(attributes: dict[str, Any], tmp_path: Path) -> None:
+    model, _ = gru_model(0, "forward", **attributes)
     onnx.save(model, tmp_path / "gru.onnx")
     with pytest.raises(xplstm.FormatError, match="expected Sigmoid and Tanh and no clip for a GRU"):
         xplstm.io.load(tmp_path / "gru.onnx")
@@ -110,7 +110,7 @@ def test_another_gru_is_refused(told: dict[str, Any], tmp_path: Path) -> None:
         ours.prepare(model)
 
 
-@pytest.mark.filterwarnings("ignore")  # the exporter tells of its successor
+@pytest.mark.filterwarnings("ignore")  # the exporter names its successor
 def test_an_export_of_torch(tmp_path: Path, torch) -> None:
     torch.manual_seed(0)
     theirs, x = torch.nn.GRU(I, H, 2, bidirectional=True, batch_first=True).eval(), torch.randn(B, T, I)

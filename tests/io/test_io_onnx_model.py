@@ -51,7 +51,7 @@ def test_cases_of_onnx(cases: Any, names: str, least: int) -> None:
 def lstm_model(
     inputs: dict[str, Any], weights: dict[str, Any], op: str = "LSTM", nodes: Any = (), **attributes: Any
 ) -> Any:
-    """One node, its weights as initialisers; `nodes` stand before it."""
+    """One node, its weights as initialisers; `nodes` come before it."""
     order = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
     names = [name if name in weights or name in inputs else "" for name in order]
     while not names[-1]:
@@ -160,7 +160,7 @@ def test_exports_give_the_same_numbers(seed: int) -> None:
     onnx.checker.check_model(model, full_check=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # it tells of every input that may be left out
+    options.log_severity_level = 3  # it lists every optional input
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     prepared = ours.prepare(model)
     for feed in feeds(net, seed):
@@ -265,7 +265,7 @@ def test_exports_of_torch(
     x, path = torch.randn(B, T, I), tmp_path / "torch.onnx"
     axes = {} if fixed else {"x": [0, 1]}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter tells of its successor, and of the batch
+        warnings.simplefilter("ignore")  # the exporter names its successor and the batch
         torch.onnx.export(
             theirs, (x,), str(path), input_names=["x"], dynamic_axes=axes, dynamo=False, opset_version=17
         )

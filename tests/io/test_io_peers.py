@@ -45,7 +45,7 @@ def write_pt(torch, model, path):
 
 
 def write_checkpoint(torch, model, path):
-    """After a step of an optimiser, with what people keep beside it."""
+    """After a step of an optimiser, with what users store in the same file."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-9)
     sum(p.sum() for p in model.parameters()).backward()
     optimizer.step()
@@ -65,7 +65,7 @@ def write_parameters(torch, model, path):
 
 
 def write_transposed(torch, model, path):
-    """Tensors that lie in their storages otherwise, two in one, with an offset."""
+    """Tensors with other strides, with an offset, and two in one storage."""
     given = model.state_dict()
     both = torch.cat([torch.zeros(3, dtype=torch.float64), given["weight_hh_l0"].T.reshape(-1)])
     given["weight_hh_l0"] = both[3:].reshape(given["weight_hh_l0"].T.shape).T

@@ -311,7 +311,7 @@ EXTRA = {
     ),
     "gains": ("haste", COLUMNS, {"gamma": (2, 20), "gamma_h": (5,), "beta_h": (5,)}, "layer normalisation"),
     "peepholes": ("keras", COLUMNS, {"input_gate_peephole_weights": (5,)}, "peephole"),
-    "norm beside a kernel": ("keras", COLUMNS, {"kernel_norm.gamma": (20,)}, "layer normalisation"),
+    "norm next to a kernel": ("keras", COLUMNS, {"kernel_norm.gamma": (20,)}, "layer normalisation"),
     "norm of Flax": (None, FLAX, {"LayerNorm_0.scale": (5,)}, "layer normalisation"),
     "another matrix": ("mlx", {"Wx": (20, 3), "Wh": (20, 5)}, {"Wc": (5, 5)}, "does not use Wc"),
     "an initial state": (None, CELL, {"h0": (5,)}, "an initial state"),

@@ -320,7 +320,7 @@ def test_a_number_drawn_is_not_below_itself(on: On) -> None:
 def test_gradient_of_an_embedding(
     vocabulary: int, columns: int, dtype: str, on: On, generic: Any, rng: np.random.Generator
 ) -> None:
-    """One number stands for most rows, and most numbers for none."""
+    """Most rows have the same number, and most numbers have no row."""
     ids = np.where(rng.random((11, 6)) < 0.6, 0, rng.integers(0, vocabulary, (11, 6)))
     dy = _array.asarray(rng.normal(size=(11, 6, columns)), np, dtype=dtype)
     table = xplstm.Embedding(vocabulary, columns, dtype=dtype, rng=0)

@@ -111,7 +111,7 @@ def test_reproducible_bits_are_those_of_the_processor(name: str, dtype: str, cup
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_work_goes_to_the_current_stream(kernel: str, cupy: Any) -> None:
-    """What another stream is made to wait for is seen, with nobody waiting on the host."""
+    """Another stream waits for the results, and the host does not wait."""
     case = LARGE["wide"]
     lstm = case.lstm(dtype="float32", xp=cupy).freeze()
     numbers = cupy.asarray(case.arrays()["x"].astype("float32"))

@@ -22,7 +22,7 @@ from xplstm.kernels._cuda.recorded import Recorder
 
 pytestmark = [
     pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here to emulate kernels"),
-    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14"),
+    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot replace CuPy 14"),
 ]
 
 EVERY_FUNCTION = ("elu", ("affine", 0.9, 0.1), "softsign", "softplus", "leaky_relu", "scaled_tanh")

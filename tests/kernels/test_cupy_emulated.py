@@ -40,8 +40,8 @@ pytestmark = [
         compiled.compiler() is None,
         reason="no C++20 compiler is here, so that the CUDA sources are not emulated",
     ),
-    # CuPy 14 has the array API's own functions, and so has NumPy since 2, which stands in for it.
-    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14"),
+    # CuPy 14 has the array API's own functions, and so has NumPy 2, which replaces it here.
+    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot replace CuPy 14"),
 ]
 
 
@@ -451,7 +451,7 @@ def test_rows_of_the_input_have_the_long_axis_of_the_grid(monkeypatch: pytest.Mo
 
 
 def test_what_cublas_is_expected_to_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reason to pass on what nobody pinned, but not where the order of sums decides."""
+    """A failure falls back without a pinned kernel, except with the reproducible summation order."""
     problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     with standin.installed():
         assert cupy_persistent.slower(problem) is None

@@ -23,7 +23,7 @@ from xplstm.kernels._cuda import loop, proof
 
 pytestmark = [
     pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here for the stand-ins"),
-    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14"),
+    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot replace CuPy 14"),
     pytest.mark.skipif(bool(_compiled.WHY_NOT), reason="the compiled engine is missing"),
 ]
 

@@ -13,7 +13,7 @@ from xplstm.kernels._cuda import launch
 
 pytestmark = [
     pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here for the stand-ins"),
-    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14"),
+    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot replace CuPy 14"),
 ]
 
 ONE = np.ones(2, np.float32)

@@ -74,7 +74,7 @@ def test_it_fails_when_anything_failed(
     assert [line.split()[4] for line in lines[-3:]] == ["passed", "failed", "passed"]
     with pytest.raises(SystemExit):
         gpu.main(["worse"])
-    assert "part 'worse' is unknown; known are good, bad" in capsys.readouterr().err
+    assert "part 'worse' is unknown, expected one of good, bad" in capsys.readouterr().err
 
 
 def test_without_a_gpu_it_says_so_and_fails(
@@ -82,7 +82,7 @@ def test_without_a_gpu_it_says_so_and_fails(
 ) -> None:
     monkeypatch.setattr(gpu, "NEEDS", ("numpy", "no_such_package"))
     assert gpu.main([]) == 1
-    assert "not installed: no_such_package; a wheel on PYTHONPATH will do" in capsys.readouterr().err
+    assert "not installed: no_such_package; a wheel on PYTHONPATH is enough" in capsys.readouterr().err
 
 
 def test_the_steps_name_what_there_is(tmp_path: Path) -> None:

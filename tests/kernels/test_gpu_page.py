@@ -17,7 +17,7 @@ PAGE = PAGES["docs/kernels_gpu.md"]
     ids=lambda f: f.__name__,
 )
 def test_a_table_is_what_the_code_says(table):
-    assert table() in PAGE, "python -m docs.gpu_tables writes it anew"
+    assert table() in PAGE, "python -m docs.gpu_tables writes it again"
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in launch.SOURCES.glob("*.cu")))

@@ -1,4 +1,4 @@
-"""Memory is used again once nobody has it, never before, and does not grow."""
+"""Check that memory is used again after its last reference ends, not before, and does not grow."""
 
 from __future__ import annotations
 

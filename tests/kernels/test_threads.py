@@ -1,4 +1,4 @@
-"""The threads of the compiled kernel: their number, who sets it, and other processes beside them."""
+"""Check the number of threads of the compiled kernel, its settings, and other busy processes."""
 
 from __future__ import annotations
 

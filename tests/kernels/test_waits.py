@@ -21,7 +21,7 @@ from xplstm.kernels._cuda import launch, partitions, waits
 
 pytestmark = [
     pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here"),
-    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14"),
+    pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot replace CuPy 14"),
 ]
 PUBLISHED = "if (!ALONE && threadIdx.x == 0)\n            store_release(waits.counters + blockIdx.y, step);"
 SENT = "if (!ALONE)\n            return store_relaxed("
@@ -110,7 +110,7 @@ def test_the_kernel_is_demoted_on_that_device_for_the_process(monkeypatch: pytes
     problem = Problem(np, "cupy", DEVICE, "float32", 5, 4, 3, 6, 0, True, (False,), "all", False, STANDARD)
     with fresh(never_from(2)):
         lstm(a["x"])
-    assert cupy_persistent.supports(problem) is None, "nobody has read the word yet"
+    assert cupy_persistent.supports(problem) is None, "no block has read the word yet"
     with pytest.raises(xplstm.KernelError):
         lstm(a["x"])
     assert "waited longer than 0.5 s" in str(cupy_persistent.supports(problem))

@@ -290,7 +290,7 @@ def test_a_wider_beam_finds_what_greedy_decoding_misses():
 
 
 def test_length_normalisation_turns_to_longer_sequences():
-    """To end at once has 0.4; to go on for three tokens 0.6 * 0.8 * 0.8 = 0.384, a better mean."""
+    """Ending at once has 0.4; three more tokens have 0.6 * 0.8 * 0.8 = 0.384, a better mean."""
     with np.errstate(divide="ignore"):
         after = np.log([[0, 0.8, 0.2], [0.8, 0, 0.2], [0.6, 0, 0.4]])
     found = {}

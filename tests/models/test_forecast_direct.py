@@ -17,7 +17,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.9)
 KINDS = {
     "all columns": {},
     "some columns": {"targets": [2, 0]},
-    "known ahead": {"targets": [0], "known": [2]},
+    "known in advance": {"targets": [0], "known": [2]},
     "quantiles": {"targets": [0], "known": [2, 1], "quantiles": QUANTILES},
     "one quantile": {"quantiles": [0.7]},
 }

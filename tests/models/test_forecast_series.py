@@ -209,7 +209,7 @@ def test_a_backtest_forecasts_each_origin_alone(kind, series):
 
 
 def test_a_backtest_does_not_see_what_it_forecasts(series):
-    """Of the steps from the origin on it reads the columns that are known ahead, and no other."""
+    """From the origin on, it reads only the columns that are known in advance."""
     model = make("covariates", mean=series.mean(axis=0), std=series.std(axis=0))
     before = model.backtest(series[:103], WINDOW, start=100).forecasts
     changed = series[:103].copy()

@@ -164,7 +164,7 @@ def test_encode_numbers_the_characters(xp):
 
 
 def greedy(model, prompt, length):
-    """The likeliest character each time, the whole text read anew for each."""
+    """Return the likeliest characters, each from a new run over the whole text."""
     text = prompt
     for _ in range(length):
         text += VOCAB[int(np.argmax(model(model.encode(text))[0][-1]))]

@@ -105,7 +105,7 @@ def test_padding_changes_nothing(ragged):
 
 
 def own_tokens(model, source, target, told):
-    """What the decoder reads, found by giving it what stands so far, once for each step."""
+    """Return the tokens that the decoder reads, from one run over the tokens so far for each step."""
     read = np.concatenate([np.full((1, B), V - 1), target[:-1]])
     for t in range(1, U):
         # The targets decide what is read one step later.
@@ -234,7 +234,7 @@ def test_tokens_may_be_words():
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
 def test_it_learns_to_reverse(ratio):
-    """All words of up to 3 of 4 letters; its checks of many others stand in the guide."""
+    """All words of up to 3 of 4 letters; the guide checks many others."""
     words = ["".join(SOURCE[k] for k in word) for word in np.ndindex(4, 4, 4)]
     words += ["".join(SOURCE[k] for k in word) for word in np.ndindex(4, 4)]
     model = Seq2Seq("abcd", "abcd", 24, teacher_forcing=ratio, rng=0)

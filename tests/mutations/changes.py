@@ -32,7 +32,7 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Or: ast.And,
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
-# In C every token stands where an operator of two numbers can be.
+# In C, each of these tokens can be an operator with two operands.
 TOKENS = {
     " + ": " - ",
     " - ": " + ",

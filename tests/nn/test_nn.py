@@ -259,7 +259,7 @@ ORDERED = not _dispatch.why_missing("native") and native.ISAS[native.ISA]
 
 @pytest.mark.skipif(not ORDERED, reason=f"no fused multiply-adds: {native.WHY_NOT or native.ISA}")
 def test_a_reproducible_row_has_the_same_bits_alone() -> None:
-    """In the published order on the one kernel that has it, with lengths, both ways and in two layers."""
+    """The only kernel with reproducible sums gives the same bits, with lengths, directions and layers."""
     case = Case(
         T=5, B=7, I=131, H=9, options={"num_layers": 2, "bidirectional": True}, lengths=[5, 3, 0, 1, 5, 2, 4]
     )

@@ -1,4 +1,4 @@
-"""Members of a batch: taken, reset, joined and stacked, and streams that change them."""
+"""Check that batch entries can be selected, reset, joined and stacked, also in streams."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_without_giving_up_a_block_that_never_arrives_is_waited_for_endlessly(
 
 
 @pytest.mark.parametrize("flags", [(), ("FLAGGED",)], ids=["counters", "flags inside"])
-@pytest.mark.parametrize(("mutant", "what"), [(6, "nobody leaves"), (7, "writes before it leaves")])
+@pytest.mark.parametrize(("mutant", "what"), [(6, "no block leaves"), (7, "writes before it leaves")])
 def test_a_block_that_gives_up_wrongly_is_refuted(
     mutant: int, what: str, flags: tuple[str, ...], tmp_path: Path
 ) -> None:

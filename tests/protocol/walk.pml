@@ -149,7 +149,7 @@ inline barrier()
 /* Leave where a warp of the block has given up. */
 inline settle()
 {
-#if MUTANT == 6 /* nobody leaves */
+#if MUTANT == 6 /* no block leaves */
     vote(false, true);
     leave = false;
 #else

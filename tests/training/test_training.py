@@ -1,4 +1,4 @@
-"""`fit` and its checkpoints: an interrupted run goes on bit for bit, and a file is whole at every moment."""
+"""Check `fit` and its checkpoints: a resumed run has the same bits, and files are always complete."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def test_zero_updates_train_nothing():
 
 
 def test_every_backend_trains_alike(xp, path):
-    """The same seeds give the same losses; a checkpoint of NumPy's goes on on every backend."""
+    """The same seeds give the same losses; a checkpoint from NumPy continues on every backend."""
 
     def run(updates, resume, **where):
         model = CharLM(sorted(set(TEXT)), 3, 2, embedding_dim=2, dropout=0.3, dtype="float64", rng=1, **where)

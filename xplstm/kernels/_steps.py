@@ -1,4 +1,4 @@
-"""Compute which steps of a batch entry exist, and which steps start from a zero state."""
+"""Compute the valid steps of each batch entry, and the steps that start from a zero state."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def existing(xp: Namespace, kind: str, valid: Array | None, T: int, device: Devi
 
 
 def fresh(xp: Namespace, reset: Array, exists: Array | None, reverse: tuple[bool, ...]) -> Array:
-    """Return (D, T, B) booleans, True where an existing step of a direction starts from zeros.
+    """Return (D, T, B) booleans, True where a valid step of a direction starts from zeros.
 
-    A reset at time t is a boundary between the times t - 1 and t. The first existing step after the boundary
+    A reset at time t is a boundary between the times t - 1 and t. The first valid step after the boundary
     starts a new segment. A forward direction starts from zeros at this step, and a reverse direction at the
-    last existing step before the boundary.
+    last valid step before the boundary.
     """
     first = reset if exists is None else _move_to_existing(xp, reset, exists, 1)
     directions = {False: first}
@@ -31,7 +31,7 @@ def fresh(xp: Namespace, reset: Array, exists: Array | None, reverse: tuple[bool
 
 
 def _move_to_existing(xp: Namespace, flags: Array, exists: Array, by: int) -> Array:
-    """Move each flag to the next existing step, later for `by` = 1 and earlier for `by` = -1.
+    """Move each flag to the next valid step, later for `by` = 1 and earlier for `by` = -1.
 
     The algorithm is the parallel prefix of Kogge and Stone (1973) over time.
     """

@@ -171,7 +171,7 @@ class Direction(NamedTuple):
     kept: list[CuPyArray | None]
     """Residuals of the steps, each (T, B, .), indexed by time."""
     flags: list[CuPyArray]
-    """Booleans (T, B, 1): existing steps, and steps that start from zeros, if the form has them."""
+    """Booleans (T, B, 1): valid steps, and steps that start from zeros, if the form has them."""
 
 
 class Residuals(NamedTuple):

@@ -471,7 +471,7 @@ def test_launches_are_counted_and_walks_timed(monkeypatch: pytest.MonkeyPatch) -
 
 @thorough
 @pytest.mark.skipif(compiled.compiler() is None, reason="no C++20 compiler is here")
-@pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot stand in for CuPy 14")
+@pytest.mark.skipif(int(np.__version__.split(".")[0]) < 2, reason="NumPy 1 cannot replace CuPy 14")
 @pytest.mark.parametrize("name", engines.OURS)
 def test_facts_of_the_emulated_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The counts are those of the kernel modules; the times are not those of a GPU."""

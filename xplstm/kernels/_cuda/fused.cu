@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward_projected(const Fo
     publish(f, at, step, exists(layer, step.t, at.b), narrowed(h));
 }
 
-/* Return the gradient with respect to h' of an existing step, and zero it in dh, to which the next product
+/* Return the gradient with respect to h' of a valid step, and zero it in dh, to which the next product
    adds the gradient with respect to h. */
 DEVICE Wide taken(const Backward &f, const Place &at, Size t)
 {

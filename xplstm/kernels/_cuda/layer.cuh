@@ -1,6 +1,6 @@
-/* A layer's sizes, existing steps, and the indices of its states. */
+/* A layer's sizes, valid steps, and the indices of its states. */
 
-/* Sizes of a layer, and which steps exist: all, those before lengths[b], or those in mask (T, B). */
+/* Sizes of a layer, and its valid steps: all, those before lengths[b], or those in mask (T, B). */
 struct Layer {
     const long long *lengths;
     const unsigned char *mask;

@@ -88,7 +88,7 @@ def draw_inputs(shape: Shape, dtype: str) -> Inputs:
 
 
 def _valid(shape: Shape, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Return the lengths, the mask or None, and a boolean array (T, B) that is True at existing steps."""
+    """Return the lengths, the mask or None, and a boolean array (T, B) that is True at valid steps."""
     every = np.ones((shape.T, shape.B), np.bool_)
     if shape.valid == "lengths":
         lengths = np.arange(shape.B, dtype=np.int64) * 3 % (shape.T + 1)

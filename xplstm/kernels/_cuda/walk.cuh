@@ -245,9 +245,9 @@ DEVICE int own_from(int cell)
     return cell + (apart < 0 ? apart + (int)blockDim.x : apart);
 }
 
-/* The existing steps of a cell take one word in shared memory: the number of steps, or with a mask the word
+/* The valid steps of a cell take one word in shared memory: the number of steps, or with a mask the word
    that contains the step's byte. The word is loaded before the step, so the step does not wait for it. */
-#define EVERY_STEP 0x7f7f7f7fu /* all steps exist, for any index of the byte */
+#define EVERY_STEP 0x7f7f7f7fu /* all steps are valid, for any index of the byte */
 
 DEVICE const unsigned char *mask_of(const Layer &layer, Size t, Size b)
 {
@@ -266,8 +266,8 @@ DEVICE bool exists_by(const Layer &layer, unsigned word, Size t, Size b)
     return masked ? (word >> 8 * ((Size)mask_of(layer, t, b) & 3) & 0xff) != 0 : t < (Size)word;
 }
 
-/* Copy the aligned word around a narrower number asynchronously, because no narrower copy exists. The word
-   never exceeds the allocation, which begins and ends at multiples of a word. */
+/* Copy the aligned word around a narrower number, because an asynchronous copy has at least four bytes. The
+   word never exceeds the allocation, which begins and ends at multiples of a word. */
 DEVICE void copy_word_soon(unsigned *to, const void *from)
 {
     copy_soon(to, (const unsigned *)((Size)from & ~(Size)3));

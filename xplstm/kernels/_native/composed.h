@@ -215,7 +215,7 @@ INLINE V NAME(reset_backward)(const REAL *kept, V h_before, V dm, REAL *dc, V dz
     return r * h_before;
 }
 
-/* Return how many of a vector's `width` units of an RNN exist, because the last quarter may be shorter. */
+/* Return the number of units of an RNN in a vector; the last vector of a quarter may have fewer. */
 INLINE Size NAME(elman_width)(const Packed *p, Size at, Size width)
 {
     Size some = width < LANES ? width : LANES, left = p->M - at < 0 ? 0 : p->M - at;

@@ -151,7 +151,7 @@ static void STORE(product)(const REAL *const *rows, Size count, Size K, const vo
     }
 }
 
-/* Pack rows of a matrix (rows, K), the first of them `row`, into vector n of a panel; at most LANES exist. */
+/* Pack `lanes` rows of a matrix (rows, K), the first of them `row`, into vector n of a panel. */
 static void STORE(pack_vector)(const Matrix *m, Size row, Size lanes, Size K, void *panel, Size n)
 {
     REAL *scales = panel;

@@ -97,7 +97,7 @@ typedef struct Weights {
     const void *bias_ih, *bias_hh, *ch, *bias_hr, *gain_ih, *gain_hh, *gain_c, *bias_c;
 } Weights;
 
-/* Which steps of the batch entries exist, and which existing steps start from zeros. */
+/* Which steps of the batch entries are valid, and which valid steps start from zeros. */
 typedef struct Valid {
     const int32_t *lengths;
     const uint8_t *mask;  /* (T, B) */
@@ -225,7 +225,7 @@ static inline int starts_fresh(const Valid *v, Size T, Size B, int direction, Si
     return v->fresh && v->fresh[(direction * T + t) * B + b];
 }
 
-/* Return the previous existing step of batch entry b before step t in the direction's order, or T. */
+/* Return the previous valid step of batch entry b before step t in the direction's order, or T. */
 static inline Size step_before(const Valid *v, Size T, Size B, int reverse, Size t, Size b)
 {
     Size by = reverse ? -1 : 1;

@@ -49,8 +49,8 @@ INLINE V NAME(first)(V v, Size width)
     return width >= LANES ? v : less(lane, all((REAL)width), v, all(0));
 }
 
-/* Subtract `mean` from `blocks` vectors of each panel of units, of which H exist. Return the sum of the
-   results, or of their squares, in every lane. */
+/* Subtract `mean` from the H units of each of the `blocks`, stored in vectors. Return the sum of the results,
+   or of their squares, in every lane. */
 INLINE V NAME(row_sum)(REAL *a, Size H, int blocks, V mean, int squares)
 {
     Lanes of = NAME(no_sums)(blocks);

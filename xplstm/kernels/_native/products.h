@@ -225,7 +225,7 @@ static void STORE(product)(const REAL *const *rows, Size count, Size K, const vo
     }
 }
 
-/* Pack rows of a matrix (rows, K), the first of them `row`, into vector n of a panel; at most LANES exist. A
+/* Pack `lanes` rows of a matrix (rows, K), the first of them `row`, into vector n of a panel. Pack a
    few columns at a time: their lines of the panel stay in the L1 cache until every lane is written. */
 static void STORE(pack_vector)(const Matrix *m, Size row, Size lanes, Size K, void *panel, Size n)
 {
