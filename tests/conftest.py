@@ -155,7 +155,7 @@ def pytest_runtest_teardown() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Select the tests of the backends in `--backend`; record the backends of each test in its report.
 
-    Of the tests that a missing library would skip, one in each file is kept, which tells the reason.
+    Of the tests that a missing library would skip, one in each file is kept, which reports the reason.
     """
     chosen = set(config.getoption("--backend") or BACKENDS)
     absent = {name for name in BACKENDS if why_absent(name) is not None} - required()
