@@ -169,6 +169,16 @@ def test_ids_of_tokens(rng):
     assert padded.score(table[150:], there[150:]) > 0.9
 
 
+@pytest.mark.parametrize("factor", [1e-300, 1e300])
+def test_targets_of_any_size_are_scaled(factor, whole):
+    sums = whole.sum(axis=(1, 2))
+    one, other = (
+        LSTMRegressor(4, epochs=3, dtype="float64", random_state=0).fit(whole, y).predict(whole)
+        for y in (sums, sums * factor)
+    )
+    np.testing.assert_allclose(other / factor, one, rtol=1e-9)
+
+
 def test_several_labels_and_several_numbers(whole):
     facts = np.stack([whole[:, -1, 0] > 0, whole[:, -1, 1] > 0], axis=1).astype(int)
     classifier = LSTMClassifier(16, epochs=60, random_state=0).fit(whole, facts)
@@ -329,12 +339,12 @@ BAD = [
     (lambda: small(vocab_size=5).fit([[1, 2], [9]], [0, 1]), r"contains 9, which is not in \[0, 5\)"),
     (lambda: small(class_weight="balanced").fit(WHOLE, np.eye(3, dtype=int)[CLASSES]), "needs a y of shape"),
     (
-        lambda: small(dtype="float64").fit(WHOLE * 1e300, CLASSES),
-        "X has values up to .*, whose variance",
+        lambda: small(dtype="float64").fit(np.full_like(WHOLE, 1e308), CLASSES),
+        "X has values up to .*, whose sum",
     ),
     (
-        lambda: LSTMRegressor(2, epochs=1).fit(WHOLE, 1e300 * np.arange(6)),
-        r"y has values up to 5e\+300, whose variance overflows; divide y by a constant",
+        lambda: LSTMRegressor(2, epochs=1).fit(WHOLE, 3e307 * np.arange(6)),
+        r"y has values up to 1.5e\+308, whose sum overflows; divide y by a constant",
     ),
     (
         lambda: small(validation_fraction=2.0).fit(WHOLE, CLASSES),

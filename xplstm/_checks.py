@@ -16,6 +16,9 @@ from xplstm.cells import Cell, Sizes
 from xplstm.cells.params import LSTMParams, each
 from xplstm.cells.variant import OPTION
 
+# Axes of x; a batch in the other order first fails in the argument that has a batch or time axis too.
+AXES = "x is (T, B, I), or (B, T, I) with batch_first=True"
+
 
 class Home(NamedTuple):
     """Library, device and dtype of the parameters, which all other arrays of a call must share."""
@@ -331,7 +334,7 @@ def flags(name: str, given: Array, where: Home, shape: tuple[int, ...]) -> Array
         msg = f"{name} has dtype {_array.dtype_name(given.dtype)}, expected bool ({FLAGS[name]})"
         raise DTypeError(msg)
     if tuple(given.shape) != shape:
-        raise ShapeError(_shape_message(name, given.shape, shape, "the time and batch axes of x"))
+        raise ShapeError(_shape_message(name, given.shape, shape, f"the time and batch axes of x; {AXES}"))
     return _copy_to_device(name, _array.native(given), where)
 
 
@@ -353,7 +356,7 @@ def lengths(given: Any, where: Home, T: int, B: int) -> Array:
         msg = f"lengths has dtype {name}, expected integers"
         raise DTypeError(msg)
     if tuple(given.shape) != (B,):
-        raise ShapeError(_shape_message("lengths", given.shape, (B,), "one length per batch entry"))
+        raise ShapeError(_shape_message("lengths", given.shape, (B,), f"one length per batch entry; {AXES}"))
     if not _array.is_lazy(given):
         _length_bounds(_array.to_numpy(given).tolist(), T)
     return _copy_to_device("lengths", given, where, "int32")
@@ -384,7 +387,7 @@ def _integers(name: str, given: Sequence[Any]) -> list[int]:
 def _length_bounds(lengths: Sequence[int], T: int) -> None:
     for entry, length in enumerate(lengths):
         if not 0 <= length <= T:
-            msg = f"lengths[{entry}]={length} must be in [0, T={T}]"
+            msg = f"lengths[{entry}]={length} must be in [0, T={T}]; {AXES}"
             raise ArgumentError(msg)
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import io as bytesio
 import os
 import tarfile
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +73,20 @@ def test_a_train_state_gives_its_params():
 
     state = State(3, {"cell": io.to_mapping(xplstm.LSTM(3, 2, rng=0), "flax")})
     assert repr(io.load(state)) == "LSTM(3, 2, num_layers=1)"
+
+
+class _Averaged(NamedTuple):
+    params: dict
+    ema_params: dict
+
+
+@pytest.mark.parametrize("kind", [_Averaged, SimpleNamespace])
+def test_a_train_state_with_two_sets_of_parameters_is_refused(kind):
+    theirs = {"cell": io.to_mapping(xplstm.LSTM(3, 2, rng=0), "flax")}
+    state = kind(params=theirs, ema_params=theirs)
+    with pytest.raises(xplstm.ArgumentError, match=r"params and ema_params, .* source.params or source.ema_"):
+        io.load(state)
+    assert repr(io.load(state.ema_params)) == "LSTM(3, 2, num_layers=1)"
 
 
 @pytest.mark.parametrize("kind", ["LSTMCell", "OptimizedLSTMCell"])

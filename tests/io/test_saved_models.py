@@ -256,7 +256,23 @@ def test_averages_of_an_optimiser_are_no_network(tmp_path: Path) -> None:
     options = {"updates": 1, "progress": False, "checkpoint": path, "rng": 0}
     training.fit(model, [(ids, ids)], optim.Adam(0.1), **options)
     assert "optimizer.m.lstm.weight_ih_l0" in safetensors.read(str(path)).tensors
-    assert repr(io.load(path)) == repr(model.lstm) == "LSTM(3, 3, num_layers=2, dropout=0.5)"
+    alone = io.load(path, prefix="params.lstm")
+    assert repr(alone) == repr(model.lstm) == "LSTM(3, 3, num_layers=2, dropout=0.5)"
+
+
+def test_a_model_is_not_loaded_as_its_network_without_a_prefix(tmp_path: Path) -> None:
+    model, path = models.SequenceClassifier(3, 4, 2, rng=0), tmp_path / "model.safetensors"
+    with pytest.raises(xplstm.ArgumentError, match=r"got SequenceClassifier; call its method save\(path\)"):
+        io.save(path, model)  # type: ignore[arg-type]
+    model.save(path)
+    run = tmp_path / "run.safetensors"
+    batch, options = (X, np.zeros(4, int)), {"updates": 1, "progress": False, "checkpoint": run}
+    training.fit(model, [batch], optim.Adam(0.1), **options)
+    for source in (path, run, path.read_bytes()):
+        for load in (io.load, io.load_with_call):
+            with pytest.raises(xplstm.ArgumentError, match="contains a whole model; call xplstm"):
+                load(source)
+    assert repr(io.load(path, prefix="lstm")) == repr(model.lstm)
 
 
 def test_other_classes_endings_and_files_are_refused(tmp_path: Path) -> None:

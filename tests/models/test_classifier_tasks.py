@@ -218,3 +218,9 @@ def test_a_prediction_of_what_is_not_finite_is_refused(task, xp):
     model.params = {name: a * float("nan") for name, a in model.params.items()}
     with np.errstate(invalid="ignore"), pytest.raises(xplstm.ArgumentError, match=r"logits\[0, 0\] is nan"):
         _array.to_numpy(model.predict(xp.asarray(np.ones((5, 2, 3), dtype="float32"))))
+
+
+@pytest.mark.parametrize("task", TARGETS)
+def test_targets_of_a_batch_in_the_other_order_name_the_axes(task):
+    with pytest.raises(xplstm.ShapeError, match=r"targets has shape .*; x is \(T, B, I\), or \(T, B\)"):
+        make(task=task).loss(IDS.T, TARGETS[task])

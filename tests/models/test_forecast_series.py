@@ -54,6 +54,21 @@ def test_the_scale_is_that_of_the_part_that_is_trained_on(series):
     np.testing.assert_allclose(model.std, series[:90].std(axis=0), rtol=1e-14)
 
 
+def test_a_refused_fit_leaves_no_scale(series):
+    model = make()
+    with pytest.raises(xplstm.ArgumentError, match="patience=0"):
+        fit(model, 5 + 1000 * series, patience=0)
+    np.testing.assert_array_equal((model.mean, model.std), ([0, 0, 0], [1, 1, 1]))
+    fit(model, series, updates=1)
+    np.testing.assert_allclose(model.std, series[:96].std(axis=0), rtol=1e-14)
+
+
+def test_a_series_of_tiny_numbers_is_no_constant(series):
+    model = make()
+    fit(model, series * 1e-200, updates=1)
+    np.testing.assert_allclose(model.std, series[:96].std(axis=0) * 1e-200, rtol=1e-12)
+
+
 def test_a_scale_that_is_given_or_was_measured_is_kept(series):
     given = make(mean=[50, 3, 2])
     fit(given, series, updates=1)

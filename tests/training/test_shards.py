@@ -39,10 +39,10 @@ def digest(params):
     ).hexdigest()
 
 
-def trained(group, shards, data, optimizer=None, layers=2, batch_axis=1, **options):
+def trained(group, shards, data, optimizer=None, layers=2, batch_axis=1, sums="tree", **options):
     model = Forecaster(2, 8, layers, dropout=0.5 if "rng" in options else 0.0, rng=0)
     options = {"progress": False, "updates": 8, "max_norm": 1.0} | options
-    parallel = None if shards is None else training.Shards(group, shards, batch_axis=batch_axis)
+    parallel = None if shards is None else training.Shards(group, shards, batch_axis=batch_axis, sums=sums)
     model.batch_axis = batch_axis
     training.fit(model, data, (optimizer or (lambda: optim.Adam(1e-2)))(), parallel=parallel, **options)
     return digest(model.params)
@@ -284,6 +284,8 @@ def test_a_run_with_another_number_of_shards_is_not_resumed(tmp_path):
             trained(None, shards, batches(4), updates=9, checkpoint=path, resume=True)
     with pytest.raises(xplstm.ArgumentError, match="batch_axis=0 must be 1 as"):
         trained(None, 4, batches(4), updates=9, batch_axis=0, checkpoint=path, resume=True)
+    with pytest.raises(xplstm.ArgumentError, match="sums='fast' must be 'tree' as"):
+        trained(None, 4, batches(4), updates=9, sums="fast", checkpoint=path, resume=True)
 
 
 def test_the_time_axis_of_a_model_is_not_divided():

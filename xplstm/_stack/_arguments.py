@@ -56,7 +56,8 @@ def enter(
     elif not batched and getattr(entries, "shape", None) == ():
         entries = entries[None]
     valid = _checks.valid(entries, mask, home, T, B)
-    state = enter_state(stack, home, state, B, batched, "_0", "state")
+    hint = f"; {_checks.AXES}" if batched and T > 1 else ""
+    state = enter_state(stack, home, state, B, batched, "_0", "state", hint)
     fresh: tuple[Array, ...] = ()
     if reset is not None:
         exists = _steps.existing(home.xp, *valid, T, home.device)
@@ -89,8 +90,9 @@ def enter_state(
     batched: bool,
     suffix: str,
     name: str,
+    hint: str = "",
 ) -> LSTMState:
-    """Return the given state, or zeros, as (L*D, B, ·)."""
+    """Return the given state, or zeros, as (L*D, B, ·); the error for another shape ends with `hint`."""
     rows = stack.num_layers * len(stack.reverse)
     sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
     if state is None:
@@ -109,7 +111,7 @@ def enter_state(
             entered.append(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device))
             continue
         shape = (*stack.lead, *([B] if batched else []), n)
-        a = _checks.array(letter + suffix, a, home, shape, f"({meaning}{last})")
+        a = _checks.array(letter + suffix, a, home, shape, f"({meaning}{last}){hint}")
         entered.append(_array.reshape(a, (rows, B, n)))
     return LSTMState(*entered)
 

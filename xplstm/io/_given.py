@@ -80,7 +80,7 @@ def of_module(source: Any) -> Contents | None:
         changes = dict(_changes_of(source))
         return of_mapping(_state_of(source))._replace(where=where, metadata=metadata, said=changes)
     if isinstance(getattr(source, "params", None), Mapping):
-        return contents(source.params)._replace(where=where)
+        return _of_params(source)._replace(where=where)
     if _libraries(source) & _BY_ATTRIBUTES:
         # A flat state is a sequence of paths and values.
         tree = _tree(dict(source) if isinstance(source, Sequence) else source, 0)
@@ -88,6 +88,20 @@ def of_module(source: Any) -> Contents | None:
         _collect_options(source, "", 0, said)
         return contents(tree)._replace(where=where, said=said) if isinstance(tree, Mapping) else None
     return None
+
+
+def _of_params(state: Any) -> Contents:
+    """Return the contents of the params of a train state that has no other arrays of the same names."""
+    params = contents(state.params)
+    fields = state._asdict() if hasattr(state, "_asdict") else getattr(state, "__dict__", {})
+    for name, tree in fields.items():
+        if name == "params" or not isinstance(tree, Mapping):
+            continue
+        if contents(tree).tensors.keys() == params.tensors.keys():
+            what, other = f"the {type(state).__name__}", show(name)
+            msg = f"{what} has params and {other}, with the same names; pass source.params or source.{other}"
+            raise ArgumentError(msg)
+    return params
 
 
 def _state_of(module: Any) -> dict[str, Any]:

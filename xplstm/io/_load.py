@@ -28,7 +28,7 @@ from xplstm.io._source import (
     saved_network,
     select_network,
 )
-from xplstm.io._written import refuse_lost
+from xplstm.io._written import MODEL, refuse_lost
 from xplstm.io.files._durable import write_durably
 from xplstm.io.layouts.reparametrized import resolve
 
@@ -88,7 +88,8 @@ def load(
         If the file is damaged, has an unknown format, or contains no network, or a weight is NaN or infinite.
         Code in a file is never executed. Arrays on a device and lazy arrays are not checked for such numbers.
     ArgumentError
-        If there are several networks, or several formats fit. The message lists them.
+        If there are several networks, or several formats fit; the message lists them. Or if the file is a
+        model or a checkpoint, and `prefix` is omitted; `load_model` loads it.
     OSError
         If the file cannot be read.
     DTypeError, BackendError
@@ -176,6 +177,10 @@ def _find(
 ) -> tuple[Contents, Found]:
     """Return the contents of a source, and the requested network in them."""
     contents = open_source(source)
+    if MODEL in contents.metadata and prefix is None:
+        msg = f"prefix=None: {contents.where} contains a whole model; call xplstm.io.load_model to load it, "
+        msg += "or pass the prefix of one network, which xplstm.io.inspect lists"
+        raise ArgumentError(msg)
     if dtype is not None:
         contents = cast(contents, _checks.dtype(dtype))
     contents = resolve(contents)
@@ -449,6 +454,8 @@ def _check_network(network: object) -> None:
     """Check that `network` is a network of this package."""
     if not isinstance(network, nn.Recurrent):
         msg = f"network must be one of {', '.join(nn.NETWORKS)}, got {type(network).__name__}"
+        if callable(getattr(network, "save", None)):
+            msg += "; call its method save(path)"
         raise ArgumentError(msg)
 
 

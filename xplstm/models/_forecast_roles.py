@@ -7,6 +7,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
+
 from xplstm import _array, _values, losses
 from xplstm._errors import ArgumentError, ShapeError
 from xplstm._typing import Array, Namespace
@@ -229,3 +231,19 @@ def check_future(future: Array | None, roles: Roles) -> None:
     if future is not None and not roles.known:
         msg = "x has a future, but the model has no known columns; create the model with horizon= and known="
         raise ArgumentError(msg)
+
+
+def mean_and_deviation(
+    values: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and standard deviation of each column; a deviation is not finite if the sum overflows.
+
+    The differences are divided by the largest before they are squared, because the square of a number below
+    1e-162 or above 1e154 is 0 or infinite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.average(values, axis=0, weights=weights)
+        differences = values - mean
+        largest = np.abs(differences).max(axis=0, initial=0.0)
+        shares = differences / np.where(largest > 0, largest, 1.0)
+        return mean, largest * np.sqrt(np.average(shares**2, axis=0, weights=weights))

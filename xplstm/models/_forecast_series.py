@@ -15,7 +15,7 @@ from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm._summary import brief
 from xplstm._typing import Array
 from xplstm.models._composite import Composite, Params, State
-from xplstm.models._forecast_roles import LARGEST, Roles
+from xplstm.models._forecast_roles import LARGEST, Roles, mean_and_deviation
 from xplstm.models.batching import WithFuture, windows
 
 # Number of windows in one call outside training.
@@ -87,6 +87,8 @@ class SeriesModel(Composite):
 
     _roles: Roles
     _scale_given: bool
+    mean: np.ndarray
+    std: np.ndarray
 
     @abstractmethod
     def _set_scale(self, mean: Any, std: Any) -> None:
@@ -194,12 +196,6 @@ class SeriesModel(Composite):
             msg = f"validation={held} holds out {len(values) - cut} steps, but a forecast needs {ahead}"
             raise ArgumentError(msg)
         later = values[cut - window :] if held else None
-        if not self._scale_given:
-            # Rounding errors give a constant column a small standard deviation.
-            deviations = values[:cut].std(axis=0) * (np.ptp(values[:cut], axis=0) > 0)
-            self._check_offset(values[:cut], deviations)
-            self._set_scale(values[:cut].mean(axis=0), np.where(deviations > 0, deviations, 1.0))
-            self._scale_given = True
         rng = _values.generator("rng", rng)
         seed, size = int(rng.integers(1 << 62)), _values.size("batch_size", batch_size)
         inputs, targets = self._windows(values[:cut], window)
@@ -211,20 +207,37 @@ class SeriesModel(Composite):
 
         total = _values.size("updates", updates, 0)
         rate = optim.warmup_cosine(1e-2, warmup=total // 10, total=max(total, 1))
-        return training.fit(
-            self,
-            batches,
-            optim.Adam(rate) if optimizer is None else optimizer,
-            updates=total,
-            max_norm=max_norm,
-            rng=rng,
-            validate=None if later is None else self._validation(later, window),
-            validate_every=validate_every,
-            patience=None if later is None else patience,
-            checkpoint=checkpoint,
-            resume=resume,
-            progress=progress,
-        )
+        scale, params = (self.mean, self.std, self._scale_given), self.params
+        if not self._scale_given:
+            self._fit_scale(values[:cut])
+        try:
+            return training.fit(
+                self,
+                batches,
+                optim.Adam(rate) if optimizer is None else optimizer,
+                updates=total,
+                max_norm=max_norm,
+                rng=rng,
+                validate=None if later is None else self._validation(later, window),
+                validate_every=validate_every,
+                patience=None if later is None else patience,
+                checkpoint=checkpoint,
+                resume=resume,
+                progress=progress,
+            )
+        except BaseException:
+            if all(a is params[name] for name, a in self.params.items()):  # no update was made
+                self.mean, self.std, self._scale_given = scale
+            raise
+
+    def _fit_scale(self, values: np.ndarray) -> None:
+        """Set the scale to the mean and the standard deviation of a series."""
+        mean, spread = mean_and_deviation(values)
+        # Rounding errors give a constant column a small standard deviation.
+        deviations = spread * (np.ptp(values, axis=0) > 0)
+        self._check_offset(values, deviations)
+        self._set_scale(mean, np.where(deviations > 0, deviations, 1.0))
+        self._scale_given = True
 
     def backtest(
         self,

@@ -45,15 +45,16 @@ class Task(NamedTuple):
         self, home: Home, logits: Array, targets: Array, mask: Array | None, weights: Array | None = None
     ) -> tuple[Array, Callable[..., Array]]:
         """Return the mean loss, and the function that returns its gradient with respect to the logits."""
+        xp = _array.namespace(targets, "targets")
+        shape = tuple(logits.shape[:-1] if self.name == "multiclass" else logits.shape)
+        if tuple(targets.shape) != shape:
+            msg = f"targets has shape {tuple(targets.shape)}, expected {shape} as in the logits; "
+            msg += "x is (T, B, I), or (T, B) for ids"
+            raise ShapeError(msg)
         options: Any = {"mask": mask, "weights": weights}
         if self.name == "multiclass":
             options |= {"class_weights": self._on(home), "label_smoothing": self.label_smoothing}
             return losses.softmax_cross_entropy(logits, targets, **options)
-        xp = _array.namespace(targets, "targets")
-        shape = tuple(logits.shape)
-        if tuple(targets.shape) != shape:
-            msg = f"targets has shape {tuple(targets.shape)}, expected {shape}, the shape of the logits"
-            raise ShapeError(msg)
         if self.name == "regression":
             return losses.mse(logits, _checks.array("targets", targets, home, shape), **options)
         if not xp.isdtype(targets.dtype, "real floating"):

@@ -24,6 +24,7 @@ from xplstm._errors import ArgumentError, DTypeError, FormatError, ShapeError
 from xplstm.io._models import load_model, save_model
 from xplstm.io.files import safetensors
 from xplstm.models import Ragged, SequenceClassifier
+from xplstm.models._forecast_roles import mean_and_deviation
 from xplstm.sklearn._saved import plain, unplain
 from xplstm.sklearn._sequences import Sequences, is_table, sequences_of, time_first, without_names
 
@@ -386,12 +387,10 @@ def weights_of(sample_weight: Any, targets: np.ndarray) -> np.ndarray:
 
 def scale_of(name: str, values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the standard deviation of each column of `name`, with 1 in place of 0."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = np.average(values, axis=0, weights=weights)
-        spread = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
+    mean, spread = mean_and_deviation(values, weights)
     if not np.isfinite(spread).all():
         largest = np.abs(values).max()
-        msg = f"{name} has values up to {largest:.3g}, whose variance overflows; divide {name} by a constant"
+        msg = f"{name} has values up to {largest:.3g}, whose sum overflows; divide {name} by a constant"
         raise ArgumentError(msg)
     # Rounding errors give a constant column a deviation up to this size.
     rounding = 10 * np.finfo(np.float64).eps * abs(mean)

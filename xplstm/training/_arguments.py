@@ -123,7 +123,7 @@ def options_of(
     )
     shared = ("carry", "max_norm", "accumulate", "average", "scale")
     settings = {name: getattr(options, name) for name in shared} | {"frozen": list(frozen)}
-    for name, attribute in (("shards", "count"), ("batch_axis", "batch_axis")):
+    for name, attribute in (("shards", "count"), ("batch_axis", "batch_axis"), ("sums", "sums")):
         settings[name] = None if options.shards is None else getattr(options.shards, attribute)
     settings |= {"validate": given["validate"] is not None, "patience": given["patience"]}
     if given["validate"] is not None:
@@ -166,15 +166,21 @@ def _check_optimizer(optimizer: Any, model: Model) -> None:
         raise DTypeError(msg)
     for group in optimizer.groups:
         if not any(matches(name, group.names) for name in model.params):
-            msg = f"{group} matches no parameter; the model has {sorted(model.params)}"
+            msg = f"{group} matches no parameter; {_list_names(model.params)}"
             raise ArgumentError(msg)
+
+
+def _list_names(params: Mapping[str, Any]) -> str:
+    """List the names of the parameters, with the rule for patterns."""
+    rule = "a pattern without a dot is compared with the part after the last dot"
+    return f"{rule}, and the model has {sorted(params)}"
 
 
 def _frozen_names(params: Mapping[str, Any], chosen: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of the frozen parameters."""
     for pattern in chosen:
         if not any(matches(name, (pattern,)) for name in params):
-            msg = f"frozen={pattern!r} matches no parameter; the model has {sorted(params)}"
+            msg = f"frozen={pattern!r} matches no parameter; {_list_names(params)}"
             raise ArgumentError(msg)
     frozen = tuple(sorted(name for name in params if matches(name, chosen)))
     if len(frozen) == len(params):

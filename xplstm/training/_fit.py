@@ -355,7 +355,6 @@ def _compare_runs(team: Team, begin: Callable[[], Run], plan: Plan) -> Run:
             "epochs": plan.epochs,
             "checkpoint_every": plan.checkpoint_every,
             "callbacks": len(plan.callbacks) > 0,
-            "sums": run.team.sums,
             "rng": repr(at.rng),
             "the digest of the parameters": digest(at.params),
             "the digest of the optimiser's averages": digest(arrays),
