@@ -127,6 +127,19 @@ def test_an_lstm_in_each_branch(tmp_path: Path) -> None:
         xplstm.io.load(tmp_path / "m.onnx")
 
 
+def test_names_of_tensorflow_variables(tmp_path: Path) -> None:
+    """TensorFlow's names end in ":0"; `load` and `inspect` remove this end."""
+    weights = {f"lstm/{name}:0": a for name, a in tensors().items()}
+    lstm = node("LSTM", ["x:0", *weights], ["lstm/Y:0"], hidden_size=2)
+    onnx.save(model_of([lstm], [("x:0", FLOAT, ["T", "B", 3])], ["lstm/Y:0"], weights), tmp_path / "m.onnx")
+    (network,) = xplstm.io.inspect(tmp_path / "m.onnx").networks
+    assert network == ("lstm.Y", "onnx", "float32", "LSTM(3, 2)")
+    wanted = xplstm.io.load(tensors(), format="onnx", variant=None).params
+    for prefix in (None, "lstm/Y:0", "lstm.Y"):
+        net = xplstm.io.load(tmp_path / "m.onnx", prefix=prefix)
+        assert all(np.array_equal(net.params[name], a) for name, a in wanted.items())
+
+
 def test_an_lstm_in_a_function(tmp_path: Path) -> None:
     """Attributes and weights are those of the call."""
     lstm = node("LSTM", ["X", "W", "R", "B"], ["Y"], "lstm")

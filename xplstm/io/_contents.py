@@ -36,6 +36,15 @@ class Tensor(NamedTuple):
     """Return the array: a NumPy array or view for a file, an array of any library for a mapping."""
 
 
+def unreadable(why: str, shape: tuple[int, ...] = ()) -> Tensor:
+    """Return a tensor that raises the error `why` when it is read."""
+
+    def refuse() -> Any:
+        raise FormatError(why)
+
+    return Tensor(shape, "unreadable", refuse)
+
+
 class Contents(NamedTuple):
     """The contents of a file or mapping."""
 

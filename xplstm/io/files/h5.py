@@ -20,7 +20,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError
-from xplstm.io._contents import Tensor, quote, show
+from xplstm.io._contents import Tensor, quote, show, unreadable
 from xplstm.io.files import buffers
 from xplstm.io.files.archive import GROWTH, SMALL
 from xplstm.io.files.h5_texts import check_texts
@@ -186,12 +186,10 @@ def _tensor(source: Source, path: str, dataset: Any, budget: _Budget) -> Tensor:
         raise FormatError(msg)
     brain = dataset.dtype == np.dtype("V2") and _text(source, path, dataset, "dtype") == "bfloat16"
     if not brain and (dataset.shape is None or dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject):
-        return Tensor(
-            (), "unreadable", partial(_refuse, where, f"unsupported dtype {ascii(str(dataset.dtype))[:80]}")
-        )
+        return unreadable(f"{where} has unsupported dtype {ascii(str(dataset.dtype))[:80]}")
     filters = {plan.get_filter(k)[0] for k in range(plan.get_nfilters())}
     if filters - _FILTERS:
-        return Tensor(dataset.shape, "unreadable", partial(_refuse, where, f"unsupported filters {filters}"))
+        return unreadable(f"{where} has unsupported filters {filters}", dataset.shape)
     stored = dataset.id.get_storage_size()
     needed = math.prod(dataset.shape) * dataset.dtype.itemsize
     if needed > max(GROWTH * stored, SMALL) or (
@@ -213,8 +211,3 @@ def _read(source: Source, path: str, brain: bool) -> np.ndarray:
     return buffers.as_array(
         source.where, path, np.frombuffer(values.tobytes(), np.uint8), "bfloat16", values.shape
     )
-
-
-def _refuse(where: str, why: str) -> Any:
-    msg = f"{where} has {why}"
-    raise FormatError(msg)

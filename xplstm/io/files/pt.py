@@ -21,7 +21,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError
-from xplstm.io._contents import Contents, Opening, Tensor, by_name, show
+from xplstm.io._contents import Contents, Opening, Tensor, by_name, show, unreadable
 from xplstm.io._written import METADATA, WORDS, refuse_lost, serialise
 from xplstm.io.files import buffers, pickled
 from xplstm.io.files.archive import SMALL, Archive
@@ -313,7 +313,8 @@ class _Storages:
             return Tensor(leaf.shape, leaf.dtype, partial(self.tensor, name, leaf))
         if isinstance(leaf, Quantised):
             return Tensor(leaf.view.shape, f"q{leaf.view.dtype}", partial(self.dequantise, name, leaf))
-        return Tensor(leaf.shape, "unreadable", partial(self.refuse, name, leaf))
+        what = f"{show(name.strip('.'))} is {leaf.kind}, which cannot be read"
+        return unreadable(f"{self.store.path}: {what}", leaf.shape)
 
     def tensor(self, name: str, view: View) -> np.ndarray:
         """Read one tensor from the bytes of its storage."""
@@ -340,11 +341,6 @@ class _Storages:
         # The difference of two int32 fits int64.
         integers = self.tensor(name, leaf.view).astype(np.int64) - leaf.zero_point
         return (integers * leaf.scale).astype(np.float32)
-
-    def refuse(self, name: str, leaf: Opaque) -> np.ndarray:
-        """Raise an error for a tensor that cannot be read."""
-        msg = f"{self.store.path}: {show(name.strip('.'))} is {leaf.kind}, which cannot be read"
-        raise FormatError(msg)
 
     def _spend(self, name: str, size: int) -> None:
         """Check that all tensors together are not much larger than their storages."""

@@ -197,7 +197,7 @@ def lstm(
     attributes = Attributes(
         direction, layout, hidden_size, clip, input_forget, activations, activation_alpha, activation_beta
     )
-    return _operator.lstm(Weights(W, R, B, P), attributes)(X, sequence_lens, initial_h, initial_c)
+    return _operator.operator("LSTM", Weights(W, R, B, P), attributes)(X, sequence_lens, initial_h, initial_c)
 
 
 def lstm_vjp(
@@ -243,12 +243,12 @@ def lstm_vjp(
     >>> pullback(np.ones_like(Y))["W"].shape
     (2, 8, 3)
     """
-    known = [name for name in Attributes._fields if name not in _operator.KINDS["GRU"].own]
+    known = [name for name in Attributes._fields if name not in OPERATORS["GRU"].own]
     strange = sorted(attributes.keys() - {*known})
     if strange:
         msg = f"{strange[0]}= is not an attribute of LSTM, expected one of {', '.join(known)}"
         raise ArgumentError(msg)
-    ready = _operator.lstm(Weights(W, R, B, P), Attributes(**attributes))
+    ready = _operator.operator("LSTM", Weights(W, R, B, P), Attributes(**attributes))
     outputs, pullback = ready.vjp(X, sequence_lens, initial_h, initial_c)
     return *outputs, pullback
 
@@ -312,7 +312,7 @@ def rnn(
     attributes = Attributes(
         direction, layout, hidden_size, clip, 0, activations, activation_alpha, activation_beta
     )
-    return _operator.rnn(Weights(W, R, B), attributes)(X, sequence_lens, initial_h)[:2]
+    return _operator.operator("RNN", Weights(W, R, B), attributes)(X, sequence_lens, initial_h)[:2]
 
 
 def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = None) -> Prepared:

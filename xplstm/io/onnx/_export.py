@@ -23,7 +23,7 @@ from xplstm._stack import Layers, Stack
 from xplstm.cells.activations import FUNCTIONS
 from xplstm.cells.params import Activation, each
 from xplstm.io.onnx._graph import import_onnx
-from xplstm.io.onnx._operator import ACTIVATIONS, KINDS, QUANTIZED, RUNTIME, Weights, from_params
+from xplstm.io.onnx._operator import ACTIVATIONS, OPERATORS, QUANTIZED, RUNTIME, Weights, from_params
 from xplstm.nn._module import Frozen, Recurrent
 
 # Versions that the runtimes of recent years support.
@@ -73,7 +73,7 @@ def open_network(network: Recurrent | Frozen, prefix: str) -> tuple[GraphBuilder
 
 def why_not_export(stack: Stack) -> str | None:
     """Return the options of a network that no recurrent node supports as text; None if all are supported."""
-    if stack.cell.name not in KINDS:
+    if stack.cell.name not in OPERATORS:
         return f"is a {stack.cell.name}"
     variant = stack.cell.options().get("variant")
     strange = ("cell_clip", "layer_norm", "zoneout_h", "zoneout_c")

@@ -11,20 +11,18 @@ from typing import Any, NamedTuple
 from xplstm._errors import FormatError, XplstmError
 from xplstm._typing import Array
 from xplstm.cells.params import Variant
-from xplstm.io._contents import Contents, Found
+from xplstm.io._contents import Contents, Found, dot_name
 from xplstm.io.onnx._entry import Entry, entry_of, fit_together, state_of
 from xplstm.io.onnx._fold import BudgetError
-from xplstm.io.onnx._graph import SHOWN_NAME, Graph, Node, dot_name, shorten
+from xplstm.io.onnx._graph import SHOWN_NAME, Graph, Node, shorten
 from xplstm.io.onnx._model import weight_names, why_not_node
 from xplstm.io.onnx._operator import (
-    KINDS,
     OPERATORS,
     REVERSE,
     Attributes,
     Weights,
+    cells_of,
     elman_cells,
-    gru_cell,
-    node_cell,
     params_of,
 )
 from xplstm.io.onnx._trace import Trace
@@ -218,7 +216,8 @@ def _network(contents: Contents, stack: Sequence[Part], merge: str) -> Found:
     options: dict[str, Any] = {} if merge == "concat" else {"merge": merge}
     batch_first = first.entry.batch_first if first.entry else False
     try:
-        options |= _variant(layers[0]) | ({"batch_first": True} if batch_first else {})
+        first_cell = cells_of(layers[0].kind, layers[0].attributes, layers[0].names.P)[0]
+        options |= first_cell.options() | ({"batch_first": True} if batch_first else {})
     except XplstmError as error:
         problem = str(error)
     network = _find_network(contents, prefix, layers, options, problem)
@@ -282,18 +281,9 @@ def _sizes(contents: Contents, layers: Sequence[Layer]) -> dict[str, Any]:
     return sizes
 
 
-def _variant(layer: Layer) -> dict[str, Any]:
-    """Return the options from the attributes of a node."""
-    if layer.kind == "LSTM":
-        return node_cell(layer.attributes, layer.names.P).options()
-    if layer.kind == "GRU":
-        return gru_cell(layer.attributes).options()
-    return elman_cells(layer.attributes)[0].options()
-
-
 def _misfit(contents: Contents, layers: Sequence[Layer], merge: str) -> str | None:
     """Return why the layers do not form a network; None if they do."""
-    gates = len(KINDS[layers[0].kind].to_gates)
+    gates = len(OPERATORS[layers[0].kind].to_gates)
     first, second = (contents.tensors[name].shape for name in layers[0].names[:2])
     if not len(first) == len(second) == 3 or 0 in (*first, *second):
         return f"W has shape {first} and R has shape {second}, expected three axes of size 1 or more"

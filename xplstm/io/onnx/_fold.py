@@ -11,9 +11,9 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import FormatError, XplstmError
-from xplstm.io._contents import Tensor, show
+from xplstm.io._contents import Tensor, show, unreadable
 from xplstm.io.onnx._cost import most_numbers
-from xplstm.io.onnx._graph import Graph, Node, refusal
+from xplstm.io.onnx._graph import Graph, Node, brief
 from xplstm.io.onnx._model import FAILURES, RUNNABLE, why_not_node
 from xplstm.io.onnx._nodes import Place
 from xplstm.io.onnx._operator import QUANTIZED, RUNTIME
@@ -191,7 +191,7 @@ def fold_constants(graph: Graph, names: Iterable[str]) -> Graph:
         try:
             a = evaluator.value(name)
         except FAILURES as error:
-            tensors[name] = refusal(graph.where, name, f"cannot be evaluated: {error}")
+            tensors[name] = unreadable(f"{graph.where}: {brief(name)} cannot be evaluated: {error}")
         else:
             tensors[name] = Tensor(a.shape, _array.dtype_name(a.dtype), partial(np.asarray, a))
     return graph._replace(constants={**graph.constants, **tensors})

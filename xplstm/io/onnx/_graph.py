@@ -18,7 +18,7 @@ import numpy as np
 
 from xplstm import _values
 from xplstm._errors import DTypeError, FormatError
-from xplstm.io._contents import Tensor, show
+from xplstm.io._contents import Tensor, show, unreadable
 from xplstm.io._foreign import refuse_irregular
 from xplstm.io.files import buffers
 
@@ -192,7 +192,7 @@ class _Flat:
         for sparse in graph.sparse_initializer:
             name = prefix + text(self.where, sparse.values.name)
             names[text(self.where, sparse.values.name)] = name
-            self.constants[name] = refusal(self.where, name, "is sparse")
+            self.constants[name] = unreadable(f"{self.where}: {brief(name)} is sparse")
         if prefix:
             for value in graph.input:
                 self._free(text(self.where, value.name), prefix, names)
@@ -313,11 +313,6 @@ def text(where: str, value: Any) -> str:
         msg = f"{where} has a name that is not valid text, {ascii(value)[:80]}"
         raise FormatError(msg)
     return str(value)
-
-
-def dot_name(name: str) -> str:
-    """Return a name in the form of `Contents.tensors`."""
-    return name.replace("/", ".").strip(".")
 
 
 def lift_constants(nodes: Iterable[Node]) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
@@ -451,7 +446,7 @@ class Beside:
         try:
             return self._outside(name, tensor, named)
         except FormatError as error:
-            return refusal(self.where, name, str(error))
+            return unreadable(f"{self.where}: {brief(name)} {error}")
 
     def _outside(self, name: str, tensor: Any, named: Mapping[str, str]) -> Tensor:
         location = named.get("location", "")
@@ -515,9 +510,10 @@ def _whole(told: str) -> int | None:
 def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
     """Convert a TensorProto; the size is checked now, and the data is read on demand."""
     if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-        return refusal(where, name, f"is in another file; {KEEP_INSIDE}")
+        return unreadable(f"{where}: {brief(name)} is in another file; {KEEP_INSIDE}")
     if tensor.data_type not in DTYPES:
-        return refusal(where, name, f"has data type {tensor.data_type}, which is not supported")
+        what = f"has data type {tensor.data_type}, which is not supported"
+        return unreadable(f"{where}: {brief(name)} {what}")
     dtype, field = DTYPES[tensor.data_type]
     shape = tuple(tensor.dims)
     raw = tensor.HasField("raw_data")
@@ -528,16 +524,6 @@ def tensor_of(where: str, name: str, tensor: Any) -> Tensor:
         msg = f"{where}: {brief(name)} has {given} {what}, expected {needed} for {dtype} {shape}"
         raise FormatError(msg)
     return Tensor(shape, dtype, partial(_array_of, where, name, tensor, dtype, shape))
-
-
-def refusal(where: str, name: str, why: str) -> Tensor:
-    """Return a tensor that raises an error when it is read."""
-
-    def refuse() -> Any:
-        msg = f"{where}: {brief(name)} {why}"
-        raise FormatError(msg)
-
-    return Tensor((), "unreadable", refuse)
 
 
 def _array_of(where: str, name: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

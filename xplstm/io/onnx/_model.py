@@ -12,10 +12,11 @@ from xplstm import _array
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
 from xplstm.io._contents import Tensor
+from xplstm.io.onnx import _operator
 from xplstm.io.onnx._graph import Graph, Input, Node, shorten
 from xplstm.io.onnx._math import MATH
 from xplstm.io.onnx._nodes import OPERATIONS, Place, is_host, to_library
-from xplstm.io.onnx._operator import KINDS, OPERATORS, Attributes, Operator, Weights
+from xplstm.io.onnx._operator import OPERATORS, Attributes, Operator, Weights
 
 # Supported operators, except recurrent operators and If.
 RUNNABLE = OPERATIONS | MATH
@@ -176,9 +177,9 @@ def why_not_node(node: Node) -> str | None:
     """Return why a node is not supported, as text that starts with the node; None if it is supported."""
     needs: frozenset[str] = frozenset()
     if node.op in OPERATORS:
-        others = (kind.own for name, kind in KINDS.items() if name != node.op)
+        others = (kind.own for name, kind in OPERATORS.items() if name != node.op)
         known = frozenset(Attributes._fields).difference(*others)
-        counts = range(3, KINDS[node.op].inputs + 1)
+        counts = range(3, OPERATORS[node.op].inputs + 1)
     elif node.op == "If":
         counts, known = range(1 + 2 * len(node.outputs), 2 + 2 * len(node.outputs)), frozenset()
     elif node.op in RUNNABLE:
@@ -235,7 +236,7 @@ def weight_names(node: Node) -> list[str]:
 
 def operator(node: Node, weights: Weights) -> Operator:
     """Return the operator of a recurrent node with its weights."""
-    return OPERATORS[node.op](weights, Attributes(**node.attributes))
+    return _operator.operator(node.op, weights, Attributes(**node.attributes))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Kind(NamedTuple):
     """Attributes that no other operator has."""
 
 
-KINDS = {
+OPERATORS = {
     # ONNX has i, o, f, c; this package has i, f, g, o
     "LSTM": Kind(
         (0, 2, 3, 1),
@@ -189,43 +189,30 @@ class Operator(NamedTuple):
         return self.where.xp.permute_dims(a, (1, 0, 2)) if self.layout else a
 
 
-def lstm(weights: Weights, attributes: Attributes) -> Operator:
-    """Return the operator of an LSTM node, with one layer for all directions."""
-    where, sizes, attributes = _check_operator(weights, attributes, "LSTM")
-    layer = tuple(params_of("LSTM", weights))
-    stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, node_cell(attributes, weights.P))
-    return Operator((FrozenLSTM(stack, where, (layer,)),), where, sizes, attributes.layout)
-
-
-def rnn(weights: Weights, attributes: Attributes) -> Operator:
-    """Return the operator of an RNN node, with one layer for each direction, since functions may differ."""
-    where, sizes, attributes = _check_operator(weights, attributes, "RNN")
-    parts = [
-        FrozenLSTM(_one(sizes, attributes, (reverse,), weights, cell), where, ((p,),))
-        for reverse, cell, p in zip(
-            REVERSE[attributes.direction], elman_cells(attributes), params_of("RNN", weights), strict=True
+def operator(kind: str, weights: Weights, attributes: Attributes) -> Operator:
+    """Return the operator of a node, with one layer for all directions, or one for each cell."""
+    where, sizes = _check_operator(weights, attributes, kind)
+    cells = cells_of(kind, attributes, weights.P)
+    reverse, params = REVERSE[attributes.direction], tuple(params_of(kind, weights))
+    layers = [(cells[0], reverse, params)]
+    if len(cells) > 1:
+        layers = [(cell, (back,), (one,)) for cell, back, one in zip(cells, reverse, params, strict=True)]
+    _, I, H = sizes
+    parts = []
+    for cell, backs, layer in layers:
+        stack = _stack.Stack(
+            I, H, weights.B is not None, 1, backs, batch_first=bool(attributes.layout), cell=cell
         )
-    ]
+        parts.append(FrozenLSTM(stack, where, (layer,)))
     return Operator(tuple(parts), where, sizes, attributes.layout)
-
-
-def gru(weights: Weights, attributes: Attributes) -> Operator:
-    """Return the operator of a GRU node, with one layer for all directions."""
-    where, sizes, attributes = _check_operator(weights, attributes, "GRU")
-    stack = _one(sizes, attributes, REVERSE[attributes.direction], weights, gru_cell(attributes))
-    layer = tuple(params_of("GRU", weights))
-    return Operator((FrozenLSTM(stack, where, (layer,)),), where, sizes, attributes.layout)
-
-
-OPERATORS: dict[str, Callable[[Weights, Attributes], Operator]] = {"LSTM": lstm, "GRU": gru, "RNN": rnn}
 
 
 def _check_operator(
     weights: Weights, attributes: Attributes, operator: str
-) -> tuple[_checks.Home, tuple[int, int, int], Attributes]:
-    """Check weights and attributes, and return the library, the sizes D, I and H, and the attributes."""
+) -> tuple[_checks.Home, tuple[int, int, int]]:
+    """Check weights and attributes, and return the library, and the sizes D, I and H."""
     _checks.floats({"W": weights.W, "R": weights.R})
-    where, gates = _checks.home(weights._asdict()), len(KINDS[operator].to_gates)
+    where, gates = _checks.home(weights._asdict()), len(OPERATORS[operator].to_gates)
     D = _directions(attributes)
     _values.size("layout", attributes.layout, 0, 1)
     H = weights.R.shape[-1] if attributes.hidden_size is None else attributes.hidden_size
@@ -240,20 +227,7 @@ def _check_operator(
     for name, a in weights._asdict().items():
         if a is not None:
             _checks.array(name, a, where, shapes[name], f"direction {attributes.direction}, hidden_size {H}")
-    return where, (D, I, H), attributes
-
-
-def _one(
-    sizes: tuple[int, int, int],
-    attributes: Attributes,
-    reverse: tuple[bool, ...],
-    weights: Weights,
-    cell: Cell,
-) -> _stack.Stack:
-    _, I, H = sizes
-    return _stack.Stack(
-        I, H, weights.B is not None, 1, reverse, batch_first=bool(attributes.layout), cell=cell
-    )
+    return where, (D, I, H)
 
 
 def _directions(attributes: Attributes) -> int:
@@ -261,7 +235,14 @@ def _directions(attributes: Attributes) -> int:
     return len(REVERSE[_values.one_of("direction", attributes.direction, REVERSE)])
 
 
-def node_cell(attributes: Attributes, P: Array | None) -> LSTMCell:
+def cells_of(kind: str, attributes: Attributes, P: Array | None) -> Sequence[Cell]:
+    """Return one cell for all directions, or the cell of each direction of an RNN."""
+    if kind == "RNN":
+        return elman_cells(attributes)
+    return [_lstm_cell(attributes, P) if kind == "LSTM" else _gru_cell(attributes)]
+
+
+def _lstm_cell(attributes: Attributes, P: Array | None) -> LSTMCell:
     """Return the cell of an LSTM node."""
     D = _directions(attributes)
     _values.size("input_forget", attributes.input_forget, 0, 1)
@@ -281,7 +262,7 @@ def elman_cells(attributes: Attributes) -> list[ElmanCell]:
     return [ElmanCell(f, clip) for f in functions("RNN", attributes, D)]
 
 
-def gru_cell(attributes: Attributes) -> GRUCell:
+def _gru_cell(attributes: Attributes) -> GRUCell:
     """Return the cell of a GRU node."""
     D = _directions(attributes)
     _values.size("linear_before_reset", attributes.linear_before_reset, 0, 1)
@@ -294,7 +275,7 @@ def gru_cell(attributes: Attributes) -> GRUCell:
 
 def functions(operator: str, attributes: Attributes, directions: int) -> tuple[Activation, ...]:
     """Return the functions by the names of this package, with constants from the attributes or defaults."""
-    defaults = KINDS[operator].activations
+    defaults = OPERATORS[operator].activations
     count = len(defaults) * directions
     names = list(defaults * directions)
     if attributes.activations is not None:
@@ -341,7 +322,7 @@ def _constants(name: str, given: Any) -> list[float]:
 
 def params_of(operator: str, weights: Weights) -> list[Any]:
     """Return copies of the parameters of each direction, in the gate order of this package."""
-    kind, params = KINDS[operator], []
+    kind, params = OPERATORS[operator], []
     for d in range(weights.W.shape[0]):
         W, R, B, P = (None if a is None else _array.native(a[d, ...]) for a in weights)
         halves = () if B is None else tuple(blocks(half, kind.from_gates) for half in _halves(B))
@@ -354,7 +335,7 @@ def from_params(layer: Sequence[Any]) -> Weights:
     """Convert the parameters of a layer, or their gradients, to the layout of the operator."""
     first = layer[0]
     xp = _array.namespace(first.weight_ih, "weight_ih")
-    order = next(kind.to_gates for kind in KINDS.values() if isinstance(first, kind.params))
+    order = next(kind.to_gates for kind in OPERATORS.values() if isinstance(first, kind.params))
     peepholes = isinstance(first, LSTMParams) and first.weight_ch is not None
     return Weights(
         xp.stack([blocks(p.weight_ih, order) for p in layer]),
