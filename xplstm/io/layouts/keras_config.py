@@ -16,12 +16,7 @@ DEEPEST = 16
 MODELS = ("Sequential", "Functional", "Model")
 # Layers that are the identity outside training.
 _PASSING = (
-    "ActivityRegularization",
-    "AlphaDropout",
-    "Dropout",
-    "GaussianDropout",
-    "GaussianNoise",
-    "InputLayer",
+    *("ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "InputLayer"),
     "SpatialDropout1D",
 )
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")

@@ -32,19 +32,7 @@ from xplstm.io.onnx._trace import (
 
 # Operators whose output is zero if all inputs are zero.
 _KEEP_ZERO = {
-    "Concat",
-    "Add",
-    "Sum",
-    "Sub",
-    "Min",
-    "Max",
-    "Tanh",
-    "Relu",
-    "Neg",
-    "Abs",
-    "Sqrt",
-    "Erf",
-    "Softsign",
+    *("Concat", "Add", "Sum", "Sub", "Min", "Max", "Tanh", "Relu", "Neg", "Abs", "Sqrt", "Erf", "Softsign")
 }
 _PASS_ON = {"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Expand"}
 _BETWEEN = {"Identity", "Cast", "Dropout"}
@@ -54,14 +42,7 @@ _EVERY_LENGTH = (6, 7, 11, 12, 13)
 _NO_END = (1 << 31) - 1
 # Other operators that rearrange their first input, and that cannot run here.
 _PLACING = {
-    "Compress",
-    "GatherElements",
-    "GatherND",
-    "Pad",
-    "ScatterElements",
-    "ScatterND",
-    "TopK",
-    "Unique",
+    *("Compress", "GatherElements", "GatherND", "Pad", "ScatterElements", "ScatterND", "TopK", "Unique")
 }
 
 # Positions of the inputs that are a shape or part of a shape.

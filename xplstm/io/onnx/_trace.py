@@ -36,20 +36,8 @@ _NO_BOUND = (1 << 31) - 1
 _EXACT = {"float64": (52, 60), "float32": (23, 60), "float16": (10, 12), "bfloat16": (7, 60)}
 # Operators that only move elements of their first input.
 MOVERS = {
-    "Identity",
-    "Cast",
-    "Dropout",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Reshape",
-    "Flatten",
-    "Expand",
-    "Tile",
-    "Slice",
-    "Gather",
-    "Split",
-    "ReverseSequence",
+    *("Identity", "Cast", "Dropout", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Flatten", "Expand"),
+    *("Tile", "Slice", "Gather", "Split", "ReverseSequence"),
 }
 # Moving operators that can drop, repeat or reorder elements.
 _CHOOSING = {"Slice", "Gather", "Split", "ReverseSequence", "Expand", "Tile"}
@@ -57,28 +45,21 @@ _CHOOSING = {"Slice", "Gather", "Split", "ReverseSequence", "Expand", "Tile"}
 _SCALING = {"Add", "Sum", "Sub", "Mul", "Div", "Min", "Max", "Where"}
 # Elementwise operators.
 _IN_PLACE = _SCALING | {
-    "Identity",
-    "Cast",
-    "Dropout",
-    "Relu",
-    "Tanh",
-    "Sigmoid",
-    "LeakyRelu",
-    "Elu",
-    "Selu",
-    "Softplus",
-    "Softsign",
-    "HardSigmoid",
-    "HardSwish",
-    "Gelu",
-    "Erf",
-    "Sqrt",
-    "Pow",
-    "Clip",
-    "Abs",
-    "Exp",
-    "Neg",
-    "PRelu",
+    *("Identity", "Cast", "Dropout", "Relu", "Tanh", "Sigmoid", "LeakyRelu", "Elu", "Selu", "Softplus"),
+    *(
+        "Softsign",
+        "HardSigmoid",
+        "HardSwish",
+        "Gelu",
+        "Erf",
+        "Sqrt",
+        "Pow",
+        "Clip",
+        "Abs",
+        "Exp",
+        "Neg",
+        "PRelu",
+    ),
 }
 # Other operators that act on each element separately.
 _BY_ELEMENT = {
