@@ -402,6 +402,8 @@ def test_one_node_alone(rng: np.random.Generator) -> None:
     given = [rng.normal(size=(T, B, I)).astype("float32"), *weights(rng).values()]
     (found,) = ours.run_node(LSTM, given)
     assert np.array_equal(found, ours.lstm(*given)[0])
+    with pytest.raises(xplstm.BackendError, match="device='TPU' cannot store numpy arrays"):
+        ours.run_node(LSTM, given, "TPU")
 
 
 @pytest.mark.parametrize(

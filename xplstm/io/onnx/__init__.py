@@ -352,11 +352,16 @@ def prepare(model: Any, device: str = "CPU", *, xp: str | Namespace | None = Non
     >>> model = onnx.prepare(onnx.export(xplstm.LSTM(3, 2, rng=0)))
     >>> y, h_n, c_n = model.run([np.ones((5, 4, 3), dtype="float32")])
     """
+    graph = _folded_weights(_graph.as_graph(model, "the model"))
+    return Prepared(graph, _place(device, xp, graph.opset))
+
+
+def _place(device: str, xp: str | Namespace | None, opset: int) -> Place:
+    """Return the library and device of arrays; CuPy for "CUDA" without a library."""
     named = isinstance(device, str) and device in ("CPU", "CUDA")
     if xp is None and named and device == "CUDA":
         xp = "cupy"
-    graph = _folded_weights(_graph.as_graph(model, "the model"))
-    return Prepared(graph, Place(_array.resolve(xp), None if named else device, graph.opset))
+    return Place(_array.resolve(xp), None if named else device, opset)
 
 
 def run_model(
@@ -446,9 +451,7 @@ def run_node(
     opset = _graph.import_onnx().defs.onnx_opset_version()
     nodes, constants = _graph.lift_constants([one])
     graph = Graph("the node", opset, given, tuple(filter(None, one.outputs)), nodes, constants)
-    if xp is None and device == "CUDA":
-        xp = "cupy"
-    return Prepared(graph, Place(_array.resolve(xp), None, opset)).run(inputs)
+    return Prepared(graph, _place(device, xp, opset)).run(inputs)
 
 
 def export(

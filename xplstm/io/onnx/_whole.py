@@ -9,8 +9,7 @@ import numpy as np
 
 from xplstm import _array
 from xplstm._errors import ArgumentError
-from xplstm._stack import Stack
-from xplstm.io.onnx._export import GraphBuilder, open_network
+from xplstm.io.onnx._export import open_network
 from xplstm.io.onnx._graph import import_onnx
 from xplstm.nn import LSTM, Embedding, Linear
 
@@ -33,21 +32,12 @@ class ModelGraph:
         if model.lstm.batch_first:
             msg = f"lstm={model.lstm!r} of the model must be time-major (batch_first=False) for an export"
             raise ArgumentError(msg)
-        self._network, self._layers = open_network(model.lstm, "lstm")
+        self.builder, self._layers = open_network(model.lstm, "lstm")
+        self.stack = self.builder.stack
         self._inputs: dict[str, list[Any]] = {}
         self._outputs: dict[str, list[Any]] = {}
         self._integers = False
         self._lengths = ""
-
-    @property
-    def stack(self) -> Stack:
-        """Stack of the network."""
-        return self._network.stack
-
-    @property
-    def builder(self) -> GraphBuilder:
-        """Builder of the nodes."""
-        return self._network
 
     def ids(self, name: str) -> str:
         """Add an integer input (T, B)."""
