@@ -57,7 +57,7 @@ class Team:
         if self.size == 1:
             return [result]
         given = {"problem": self._problem_text(), "result": None if self._problem else result}
-        everything = [json.loads(text) for text in self._gather(json.dumps(given).encode())]
+        everything = self._gather_values(given)
         self._raise_problems([each["problem"] for each in everything])
         return [each["result"] for each in everything]
 
@@ -80,9 +80,7 @@ class Team:
         self._all_reduce(flat)
         self._saves = self._saves or flat[SAVE] > 0
         if flat[PROBLEMS] > 0 or made is None:
-            self._raise_problems(
-                [json.loads(text) for text in self._gather(json.dumps(self._problem_text()).encode())]
-            )
+            self._raise_problems(self._gather_values(self._problem_text()))
         assert made is not None
         return flat[:length], made[1]
 
@@ -159,23 +157,30 @@ class Team:
 
     # Communication.
 
+    @contextlib.contextmanager
+    def _connected_to(self, what: str) -> Iterator[None]:
+        """Convert errors of the transport to a GroupError that names this rank and the lost connection."""
+        try:
+            yield
+        except Exception as error:
+            msg = f"rank {self.rank} lost {what}: {error}; start the run again with resume='auto'"
+            raise GroupError(msg) from error
+
     def _gather(self, data: bytes) -> list[bytes]:
         """Return the bytes of every rank."""
         assert self._group is not None
-        try:
+        with self._connected_to("its connection"):
             return self._group.gather(data)
-        except Exception as error:
-            msg = f"rank {self.rank} lost its connection: {error}; start the run again with resume='auto'"
-            raise GroupError(msg) from error
+
+    def _gather_values(self, value: Any) -> list[Any]:
+        """Return the JSON value of every rank."""
+        return [json.loads(text) for text in self._gather(json.dumps(value).encode())]
 
     def _exchange(self, array: np.ndarray, peer: int) -> np.ndarray:
         """Return the array of another rank."""
         assert self._group is not None
-        try:
+        with self._connected_to(f"rank {peer}"):
             other = self._group.exchange(array, peer)
-        except Exception as error:
-            msg = f"rank {self.rank} lost rank {peer}: {error}; start the run again with resume='auto'"
-            raise GroupError(msg) from error
         if other.shape != array.shape or other.dtype != array.dtype:
             msg = f"rank {self.rank} got {other.dtype}{other.shape} from rank {peer}, "
             msg += f"expected {array.dtype}{array.shape}; every rank must have the same model"
@@ -185,11 +190,8 @@ class Team:
     def _sum_of_transport(self, array: np.ndarray) -> np.ndarray:
         """Return the sum over all ranks, in an order that the transport chooses."""
         group: Any = self._group
-        try:
+        with self._connected_to("its connection"):
             return np.asarray(group.all_reduce(array))
-        except Exception as error:
-            msg = f"rank {self.rank} lost its connection: {error}; start the run again with resume='auto'"
-            raise GroupError(msg) from error
 
     def _all_reduce(self, flat: np.ndarray) -> None:
         """Replace an array with its sum over all ranks, by recursive halving and doubling.
