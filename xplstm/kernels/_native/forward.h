@@ -3,21 +3,17 @@
 /* Rows that are processed together, so that the pre-activations of a panel stay in the L1 cache. */
 enum { NAME(CHUNK) = 96 };
 
-/* The pointwise step forward for one panel: write c' to `c_new`, o * tanh(c') to `out` and `copy`, and the
-   gates to `kept`. Units from `width` on are padding. */
-INLINE void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
-                        REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept, Size unit)
+/* The pointwise step forward for one panel has two parts: each is a loop whose iterations overlap in the
+   processor, while tanh of a cell state in the loop of its gates would wait for all of them. The first part
+   writes c' to `c_new`, the gates to `kept`, and o back to z. */
+INLINE void NAME(gates)(REAL *z, Size z_step, Size rows, const REAL *const *c, REAL *const *c_new,
+                        REAL *const *kept, Size unit)
 {
     for (Size r = 0; r < rows; r++, z += z_step) {
         V i = NAME(sigmoid)(load(z)), f = NAME(sigmoid)(load(z + LANES));
         V g = NAME(tanh)(load(z + 2 * LANES)), o = NAME(sigmoid)(load(z + 3 * LANES));
-        V cell = fma(f, load(c[r] + unit), i * g);
-        V m = o * NAME(tanh)(cell);
-        store(c_new[r] + unit, cell);
-        if (width >= LANES)
-            store(out[r] + unit, m);
-        else
-            store_part(out[r] + unit, m, width);
+        store(c_new[r] + unit, fma(f, load(c[r] + unit), i * g));
+        store(z + 3 * LANES, o);
         if (kept) {
             REAL *to = kept[r] + 4 * unit;
             store(to, i);
@@ -25,6 +21,19 @@ INLINE void NAME(gates)(const REAL *z, Size z_step, Size rows, Size width, const
             store(to + 2 * LANES, g);
             store(to + 3 * LANES, o);
         }
+    }
+}
+
+/* The second part: write o * tanh(c') to `out` and `copy`. Units from `width` on are padding. */
+INLINE void NAME(outputs_of_cells)(const REAL *z, Size z_step, Size rows, Size width, REAL *const *c_new,
+                                   REAL *const *out, REAL *const *copy, Size unit)
+{
+    for (Size r = 0; r < rows; r++, z += z_step) {
+        V m = load(z + 3 * LANES) * NAME(tanh)(load(c_new[r] + unit));
+        if (width >= LANES)
+            store(out[r] + unit, m);
+        else
+            store_part(out[r] + unit, m, width);
         if (copy && width >= LANES)
             store(copy[r] + unit, m);
         else if (copy)
@@ -49,9 +58,10 @@ typedef struct Walk {
     REAL *cells, *m, *gates, *z, *hoisted, *zeros, *seen;
     REAL *inputs, *exposed; /* for layer normalisation: W_ih x, and c' of one batch entry */
     Size hoisted_rows;
-    const REAL *ready;     /* W_ih x of the current step if it is hoisted, else NULL */
-    Size waiting, present; /* number of later steps that are hoisted, and of current batch entries */
-    char *entered[2];      /* rows converted for integer products: x, and h or m */
+    Size row_step, panel_step; /* distances in `hoisted` between rows and between panels */
+    const REAL *ready;         /* W_ih x of the current step if it is hoisted, else NULL */
+    Size waiting, present;     /* number of later steps that are hoisted, and of current batch entries */
+    char *entered[2];          /* rows converted for integer products: x, and h or m */
     const REAL **entered_rows[2];
 } Walk;
 
@@ -62,17 +72,21 @@ static Size NAME(normal_rows)(const Forward *f)
     return rows < ROWS ? ROWS : rows > NAME(CHUNK) ? NAME(CHUNK) : rows;
 }
 
+/* Return how many rows of W_ih x are computed together, before the steps that read them. Few rows per step
+   fill no tiles. With more rows this saves loads of W_ih, if both matrices together exceed the L2 cache. */
 static Size NAME(hoisted_rows)(const Forward *f)
 {
     const Packed *p = f->packed[0];
+    const NAME(Storage) *products = NAME(storage_of)(p);
     Size rows = f->by_rows ? (f->B + f->team - 1) / f->team : f->B;
     Size panels = NAME(panels)(p->H), mine = f->by_rows ? panels : (panels + f->team - 1) / f->team;
-    if (rows == 0 || rows >= 4 * ROWS || f->T == 1)
+    Size weights = mine * (Size)(products->panel_bytes(p->I) + products->panel_bytes(p->P));
+    if (rows == 0 || rows >= NAME(CHUNK) || f->T == 1 || (rows >= 4 * ROWS && weights <= f->cache / 2))
         return 0;
-    Size wanted = f->cache / 2 / (Size)sizeof(REAL) / (mine * PANEL);
-    wanted = wanted < 4 * ROWS ? 4 * ROWS : wanted > 32 * ROWS ? 32 * ROWS : wanted;
-    Size steps = wanted / rows < f->T ? wanted / rows : f->T;
-    return steps * rows;
+    Size fitting = f->cache / 2 / (Size)sizeof(REAL) / (mine * PANEL);
+    fitting = fitting < 4 * ROWS ? 4 * ROWS : fitting > 32 * ROWS ? 32 * ROWS : fitting;
+    Size steps = rows < 4 * ROWS ? fitting / rows : (NAME(CHUNK) + rows - 1) / rows;
+    return (steps < f->T ? steps : f->T) * rows;
 }
 
 /* Lay out the scratch memory of one thread, which begins with its Walk. */
@@ -227,10 +241,15 @@ static void NAME(hoist)(Walk *w, Size from, Size to)
         for (Size k = 0; k < found; k++)
             w->x_rows[n++] = NAME(x_at)(w->f, t, w->active[k]);
     }
+    /* A step of one batch entry, and a normalisation, read all panels of a row. Else a step reads one panel
+       of all rows, and rows far apart would share few sets of the caches. */
+    int by_panels = w->owned > 1 && !normal;
+    w->row_step = by_panels ? PANEL : mine * PANEL;
+    w->panel_step = by_panels ? n * PANEL : PANEL;
     const REAL *const *rows = NAME(enter)(w, w->x_rows, n, I, 0);
     for (Size panel = w->panel; panel < w->panels; panel++)
         products->product(rows, n, I, NAME(panel_at)(w->p, w->p->ih, I, panel),
-                          w->hoisted + (panel - w->panel) * PANEL, mine * PANEL, NULL, 0,
+                          w->hoisted + (panel - w->panel) * w->panel_step, w->row_step, NULL, 0,
                           w->p->biased && !normal ? (const REAL *)w->p->bias + panel * PANEL : NULL);
     n = 0;
     for (Size s = from; s < to && normal; s++) {
@@ -343,22 +362,31 @@ static Size NAME(step_width)(const Packed *p, Size unit)
     return p->projected && p->pointwise.kind != ELMAN_STEP ? LANES : p->H - unit;
 }
 
-/* Compute the gates of this thread's panels for one batch entry. Two specialisations: the standard step has
-   no branch on an option. */
-INLINE void NAME(gates_of_one)(const Walk *w, Size mine, int composed)
+/* Compute the gates of this thread's panels for one batch entry. */
+static void NAME(gates_of_one)(const Walk *w)
 {
     const Packed *p = w->p;
     REAL *const *copy = w->f->keep && !p->projected ? w->copy : NULL;
     REAL *const *kept = NAME(keeps)(w) ? w->kept : NULL;
-    for (Size n = 0; n < mine; n++) {
-        Size unit = (w->panel + n) * LANES, width = NAME(step_width)(p, unit);
-        REAL *z = w->z + n * PANEL;
-        if (composed)
-            NAME(composed_gates)(p, z, PANEL, 1, width, w->c_rows, w->c_new, w->out, copy, kept, &w->hold,
-                                 unit);
-        else
-            NAME(gates)(z, PANEL, 1, width, w->c_rows, w->c_new, w->out, copy, kept, unit);
-    }
+    REAL *z = w->z;
+    for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
+        NAME(gates)(z, PANEL, 1, w->c_rows, w->c_new, kept, panel * LANES);
+    z = w->z;
+    for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
+        NAME(outputs_of_cells)(z, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_new, w->out, copy,
+                               panel * LANES);
+}
+
+/* The same for a step with options. */
+static void NAME(composed_gates_of_one)(const Walk *w)
+{
+    const Packed *p = w->p;
+    REAL *const *copy = w->f->keep && !p->projected ? w->copy : NULL;
+    REAL *const *kept = NAME(keeps)(w) ? w->kept : NULL;
+    REAL *z = w->z;
+    for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
+        NAME(composed_gates)(p, z, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_rows, w->c_new, w->out,
+                             copy, kept, &w->hold, panel * LANES);
 }
 
 /* Run one step of one batch entry: the products of this thread's panels, then their gates. */
@@ -377,9 +405,9 @@ static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
     products->row_product(*NAME(enter)(w, w->h_rows, 1, p->P, 1), p->P,
                           NAME(panel_at)(p, p->hh, p->P, w->panel), mine, single, w->z, hoisted, NULL);
     if (p->pointwise.composed)
-        NAME(gates_of_one)(w, mine, 1);
+        NAME(composed_gates_of_one)(w);
     else
-        NAME(gates_of_one)(w, mine, 0);
+        NAME(gates_of_one)(w);
 }
 
 /* Return the inputs of zoneout for the batch entries from k on. */
@@ -396,7 +424,7 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
     const Packed *p = w->p;
     const Forward *f = w->f;
     const NAME(Storage) *products = NAME(storage_of)(p);
-    Size mine = w->panels - w->panel, chunks = (n + NAME(CHUNK) - 1) / NAME(CHUNK);
+    Size chunks = (n + NAME(CHUNK) - 1) / NAME(CHUNK);
     for (Size chunk = 0; chunk < chunks; chunk++) {
         Size from = n * chunk / chunks, rows = n * (chunk + 1) / chunks - from;
         const REAL *const *x = hoisted ? NULL : NAME(enter)(w, w->x_rows + from, rows, p->I, 0);
@@ -405,8 +433,8 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
             Size unit = panel * LANES, u_step = PANEL;
             const REAL *u = w->z;
             if (hoisted) {
-                u = hoisted + from * mine * PANEL + (panel - w->panel) * PANEL;
-                u_step = mine * PANEL;
+                u = hoisted + from * w->row_step + (panel - w->panel) * w->panel_step;
+                u_step = w->row_step;
             } else {
                 products->product(x, rows, p->I, NAME(panel_at)(p, p->ih, p->I, panel), w->z, PANEL, NULL, 0,
                                   p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
@@ -417,12 +445,13 @@ static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
             REAL *const *copy = f->keep && !p->projected ? w->copy + from : NULL;
             REAL *const *kept = NAME(keeps)(w) ? w->kept + from : NULL;
             Hold hold = NAME(hold_from)(w, from);
-            if (p->pointwise.composed)
+            if (p->pointwise.composed) {
                 NAME(composed_gates)(p, w->z, PANEL, rows, width, w->c_rows + from, w->c_new + from,
                                      w->out + from, copy, kept, &hold, unit);
-            else
-                NAME(gates)(w->z, PANEL, rows, width, w->c_rows + from, w->c_new + from, w->out + from, copy,
-                            kept, unit);
+                continue;
+            }
+            NAME(gates)(w->z, PANEL, rows, w->c_rows + from, w->c_new + from, kept, unit);
+            NAME(outputs_of_cells)(w->z, PANEL, rows, width, w->c_new + from, w->out + from, copy, unit);
         }
     }
 }
@@ -508,12 +537,12 @@ static void NAME(walk_gates)(void *walk, Size s)
             w->x_rows[k] = NAME(x_at)(f, t, w->active[k]);
     if (w->p->pointwise.normal)
         NAME(step_normal)(w, t, n, w->ready);
-    else if (n == 1)
+    else if (n == 1 && (!w->ready || w->panel_step == PANEL))
         NAME(step_one)(w, w->ready, w->x_rows[0]);
     else
         NAME(step_batch)(w, n, w->ready);
     if (w->ready)
-        w->ready += n * (w->panels - w->panel) * PANEL;
+        w->ready += n * w->row_step;
     if (!w->p->projected)
         NAME(drop_kept)(w, w->panel * LANES, w->panels * LANES);
 }

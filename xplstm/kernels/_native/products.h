@@ -84,8 +84,9 @@ static const STORE(Tile) STORE(tiles)[] = {
 };
 
 /* From this number of tiles on, each prefetches its part of the next weights before its loop: the loop is
-   faster without prefetches, and one per term would request every line several times. */
-enum { STORE(MANY) = 16 };
+   faster without prefetches, and one per term would request every line several times. The number for tall
+   tiles has not been measured. */
+enum { STORE(MANY) = ROWS > 3 ? 16 : 8 };
 
 /* The tiles of such a product: as many rows as there are accumulators for, or one row fewer. */
 static const STORE(Tile) STORE(many)[] = {
