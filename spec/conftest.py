@@ -13,6 +13,7 @@ import pytest
 from spec import deviations
 from spec.calls import CASES
 from spec.cases import Case, Chosen, case_of
+from spec.offers import Offered
 from spec.questions import MOST, say
 from spec.served import Served
 from spec.stdio import PATIENCE, Stdio
@@ -81,9 +82,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def chosen(config: pytest.Config) -> list[Chosen]:
     command, names = config.getoption("--stdio"), config.getoption("--subject")
+    patience = config.getoption("--patience")
     if command:
-        patience = config.getoption("--patience")
-        return [Chosen("stdio", Stdio(command, patience), BY_COMMAND.format(command))]
+        return [Chosen("stdio", Offered(Stdio(command, patience)), BY_COMMAND.format(command))]
     try:
         found = named(names) if names else subjects()
     except LookupError as error:
@@ -93,7 +94,7 @@ def chosen(config: pytest.Config) -> list[Chosen]:
         msg = "--isolated needs --subject: each subject gets a process of its own"
         raise pytest.UsageError(msg)
     alone = [name for name in found if names and (isolated or name in ABORT)]
-    found |= {name: Served(name, found[name], config.getoption("--patience")) for name in alone}
+    found |= {name: Offered(Served(name, found[name], patience)) for name in alone}
     return [Chosen(name, adapter, BY_NAME.format(name)) for name, adapter in found.items()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spec.corner_mutants import layers, of_size, off
+from spec.mutants import DRAW_FAULTS
 from spec.path_mutants import backward, work, zero_cotangents
 from spec.plausible_mutants import drawn, masked, started_forward, unbiased, zeroed
 from spec.sized_mutants import (
@@ -16,6 +17,7 @@ from spec.sized_mutants import (
     before,
     both,
     exactly,
+    faulty,
     option,
     ragged,
     single,
@@ -46,6 +48,11 @@ OTHERS: dict[str, Test] = {
     **STEPS,
     **SHAPES,
     **{"a merge": option("merge"), "three layers": layers(3)},
+}
+
+DEEP: dict[str, Test] = {
+    **{name: test for name, test in OTHERS.items() if name != "three layers"},
+    **{"noise": option("noise"), "dropout": drawn},
 }
 
 
@@ -84,6 +91,11 @@ def turned_weights(config: Config, a: Arrays) -> tuple[Config, Arrays]:
 def listed(_op: str, config: Config, _a: Arrays) -> bool:
     """Where lengths are given, though there be none."""
     return config.get("lengths") is not None
+
+
+def one_layer(_op: str, config: Config, _a: Arrays) -> bool:
+    """Where a module has two directions of one layer."""
+    return bool(config.get("bidirectional")) and int(config["num_layers"]) == 1
 
 
 def outputs(least: int) -> Test:
@@ -200,6 +212,16 @@ MUTANTS: dict[str, Call] = {
     **{f"{name} above {least}": after(rate(name, least), off("y"))
        for name in ("p", "zoneout_h", "zoneout_c", "recurrent_dropout", "input_dropout", "weight_dropout")
        for least in (0.5, 0.65)},
+    **{f"{name} drawn by {fault}": faulty(rate(name, 0), fault)
+       for name in ("p", "zoneout_h", "zoneout_c", "recurrent_dropout", "input_dropout", "weight_dropout")
+       for fault in DRAW_FAULTS},
+    **{f"{name} through six layers": after(both(test, layers(6)), off("y"))
+       for name, test in DEEP.items()},
+    **{f"two directions of one layer with {edge}": after(both(at, one_layer), off("h_n", "dw"))
+       for edge, at in EDGES.items()},
+    **{f"{name} and two directions of one layer with {edge}": after(
+        both(at, test, one_layer), off("h_n", "dw"))
+       for edge, at in EDGES.items() for name, test in STEPS.items() if (edge, name) not in NEVER},
     **{f"{one} without {other}": after(alone(one, other), off("y"))
        for one, other in (("zoneout_h", "zoneout_c"), ("zoneout_c", "zoneout_h"))},
     **{f"{name} turned where it is square": before(square(name), turned(name)) for name in ("mask", "reset")},

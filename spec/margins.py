@@ -11,7 +11,7 @@ import numpy as np
 
 from spec.corners import BOTH, lengths_of, mask_of
 from spec.paths import SHORT_KEY
-from spec.plan import VALUES, Choice
+from spec.plan import LARGE, VALUES, Choice
 from spec.sized import RESETS, Sized, layer, module
 from spec.subject import Arrays
 
@@ -33,6 +33,7 @@ WAYS: tuple[tuple[str, Callable[..., Sized], Choice], ...] = (
     ("-reverse", layer, {"reverse": True}),
     ("-module", module, BOTH),
 )
+ONE_LAYER: tuple[str, Callable[..., Sized], Choice] = ("-two-directions", module, {"bidirectional": True})
 
 
 def edges() -> dict[str, Sized]:
@@ -56,8 +57,9 @@ def edges() -> dict[str, Sized]:
             # Empty lists of steps do not show the number of batch entries.
             steps |= {"mask": mask_of(T, B), "reset": [[True] * B] * T}
         for name, value in steps.items():
-            for way, made, options in WAYS:
+            for way, made, options in (*WAYS, ONE_LAYER):
                 found[f"{edge}-with-{name}{way}"] = made(3, H, T, B, *said, **{name: value}, **options)
+        found[f"{edge}-two-directions"] = module(3, H, T, B, *said, bidirectional=True)
         for merge in ("mean", "product", "none"):
             found[f"{edge}-{merge}"] = module(3, H, T, B, *said, merge=merge, **BOTH)
         drops: Choice = {"dropout": {"p": "0.25", **SHORT_KEY}}
@@ -84,6 +86,58 @@ def rates() -> dict[str, Sized]:
     drops: Choice = {"num_layers": 2, "dropout": {"p": "0.75", **SHORT_KEY}}
     found["dropout-0.75"] = module(3, 4, 4, 3, "XPL-DRP-001", "XPL-DRP-002", **drops)
     return found
+
+
+PURPOSES: dict[str, tuple[int, int, str, Choice]] = {
+    "dropout": (0, 1, "XPL-DRP-003", {"num_layers": 2}),
+    "recurrent_dropout": (1, 0, "XPL-VAR-012", {}),
+    "zoneout_h": (2, 0, "XPL-VAR-009", {}),
+    "zoneout_c": (3, 0, "XPL-VAR-009", {}),
+    "input_dropout": (4, 0, "XPL-VAR-013", {"num_layers": 1}),
+    "weight_dropout": (5, 0, "XPL-VAR-015", {"num_layers": 1}),
+}
+"""Of each mask its purpose, its stream, its clause and its module."""
+
+
+def beside_a_draw() -> dict[str, Sized]:
+    """Rates that are a drawn number, and the next larger one: a draw of fewer bits is on the other side."""
+    found = {}
+    for name, (purpose, stream, clause, options) in PURPOSES.items():
+        key = np.array([int(word) for word in SHORT_KEY["key"]], np.uint64)
+        philox = np.random.Philox(key=key, counter=np.array([0, 0, stream, purpose], np.uint64))
+        drawn = (philox.random_raw(12) >> np.uint64(11)) / 2.0**53
+        usual = drawn[(drawn > 0.1) & (drawn < 0.9)]
+        rates = {"at": usual[0], "above": np.nextafter(usual[usual.astype("float32") > usual][0], 1)}
+        for place, rate in rates.items():
+            p = repr(float(rate))
+            given: Choice = {"variant": {name: p}, "noise": SHORT_KEY} if not options else {name: p}
+            given |= {"dropout": {"p": p, **SHORT_KEY}} if name == "dropout" else {"noise": SHORT_KEY}
+            made = module if options else layer
+            found[f"{name}-{place}-a-draw"] = made(4, 4, 3, 3, clause, "XPL-VAR-016", **given, **options)
+    return found
+
+
+def deep() -> dict[str, Sized]:
+    """Each option through six layers."""
+    rates: Choice = {"zoneout_h": "0.3", "zoneout_c": "0.1", "recurrent_dropout": "0.3"}
+    options: dict[str, Choice] = {
+        **{name: {"variant": given} for name, given in VALUES.items()},
+        "mask": {"mask": mask_of(3, 3)},
+        "reset": {"reset": RESETS[:3]},
+        "lengths": {"lengths": [3, 0, 2]},
+        "projection": {"proj_size": 2},
+        "no-bias": {"bias": False},
+        "functions": {"variant": FUNCTIONS},
+        "dropout": {"dropout": {"p": "0.3", **SHORT_KEY}},
+        "sum": {"merge": "sum"},
+        "noise": {"variant": rates, "noise": SHORT_KEY, "input_dropout": "0.3", "weight_dropout": "0.3"},
+    }
+    return {
+        f"six-layers-{name}": module(
+            3, 4, 3, 3, *OWN, num_layers=6, bidirectional=name == "sum" or n % 2 == 0, **option
+        )
+        for n, (name, option) in enumerate(options.items())
+    }
 
 
 def meetings() -> dict[str, Sized]:
@@ -210,8 +264,10 @@ def shapes() -> dict[str, Sized]:
         "three-large-layers": module(3, 70, 2, 70, num_layers=3),
         "projection-of-many-entries": layer(3, 5, 2, 70, "XPL-CELL-004", proj_size=2),
     }
-    for n, size in enumerate((120, 123, 144, 200, 224, 300, 320, 400)):
+    for n, size in enumerate((120, 123, 144, 200, 224, 300, 320, 400, *LARGE[3:])):
         found[f"units-of-{size}"] = layer(3, size, 2, 2, reverse=n % 2 == 1)
+    for size in LARGE[3:]:
+        found[f"outputs-of-{size}"] = layer(3, size + 3, 2, 2, "XPL-CELL-004", proj_size=size)
     for T in (150, 200, 500, 512, 1000, 1024):
         found[f"steps-of-{T}"] = layer(2, 2, T, 2, "XPL-SEQ-001", "XPL-GRAD-001")
     for I, H, B in ((130, 4, 3), (3, 130, 3), (3, 4, 130)):
@@ -225,4 +281,13 @@ def shapes() -> dict[str, Sized]:
     }
 
 
-CASES: dict[str, Sized] = {**edges(), **rates(), **meetings(), **large(), **numbers(), **shapes()}
+CASES: dict[str, Sized] = {
+    **edges(),
+    **rates(),
+    **beside_a_draw(),
+    **deep(),
+    **meetings(),
+    **large(),
+    **numbers(),
+    **shapes(),
+}

@@ -210,6 +210,8 @@ VARIANT_FAULTS = (
 
 # What no record finds and a relation does.
 RELATION_FAULTS = ("variance by the difference of squares",)
+# What no record finds and a rate next to a drawn number does.
+DRAW_FAULTS = ("masks of float32 numbers", "masks of 32 bits")
 
 
 def given(prefixes: tuple[str, ...], change: Change) -> Call:

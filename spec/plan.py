@@ -106,7 +106,10 @@ def options() -> dict[str, Sized]:
 
 
 def sizes() -> dict[str, Sized]:
-    """Return every size from 1 to 72 as I, H, B and P, and one size around 128, 256 or 512 per call."""
+    """Return every size from 1 to 72 as I, H, B and P, and one size around 128, 256 or 512 per call.
+
+    For units and outputs above 129 `margins` has single calls, because a relation asks for several.
+    """
     rng = np.random.default_rng(SEED)
     found = {}
     columns = (rng.permutation(SMALL) for _ in range(3))
@@ -123,8 +126,9 @@ def sizes() -> dict[str, Sized]:
         found[f"sizes-h{P + 1}-p{P}"] = layer(3, P + 1, 2, 2, reverse=P % 2 == 1, proj_size=P)
     for n in LARGE:
         found[f"sizes-i{n}"] = layer(n, 5, 2, 3)
-        found[f"sizes-h{n}"] = layer(3, n, 2, 2)
         found[f"sizes-b{n}"] = layer(3, 4, 2, n)
+    for n in LARGE[:3]:
+        found[f"sizes-h{n}"] = layer(3, n, 2, 2)
         found[f"sizes-p{n}"] = layer(3, n + 3, 2, 2, proj_size=n)
     return found
 

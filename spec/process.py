@@ -38,6 +38,12 @@ def mode_of_new_files() -> int:
 
 AT_FIRST, ENVIRONMENT = modes(), dict(os.environ)
 """As they were before any call."""
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGALRM", "SIGHUP", "SIGINT", "SIGPIPE", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
+"""Those whose handler a test can exchange; faulthandler handles others."""
 
 
 def settings() -> dict[str, Any]:
@@ -64,7 +70,7 @@ def settings() -> dict[str, Any]:
 def restored() -> Iterator[None]:
     """Undo at the end what a call has set."""
     level, limit, variables = logging.getLogger().level, sys.getrecursionlimit(), dict(os.environ)
-    names, handler = locale.setlocale(locale.LC_ALL), signal.getsignal(signal.SIGTERM)
+    names, handlers = locale.setlocale(locale.LC_ALL), {n: signal.getsignal(n) for n in SIGNALS}
     with np.printoptions(), np.errstate(), warnings.catch_warnings(), decimal.localcontext():
         try:
             yield
@@ -72,7 +78,8 @@ def restored() -> Iterator[None]:
             logging.getLogger().setLevel(level)
             sys.setrecursionlimit(limit)
             locale.setlocale(locale.LC_ALL, names)
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             set_environment(variables)
 
 
@@ -90,7 +97,8 @@ def other_settings() -> Iterator[None]:
         logging.getLogger().setLevel(logging.getLogger().level + 1)
         sys.setrecursionlimit(sys.getrecursionlimit() + 1)
         locale.setlocale(locale.LC_ALL, "C")
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
         set_environment(ENVIRONMENT)
         yield
 

@@ -35,9 +35,6 @@ class Failed(Exception):
 class Stdio:
     """Program that is started by the first request."""
 
-    one_by_one = True
-    """No request is sent before the previous one is answered."""
-
     def __init__(self, command: str, patience: float = PATIENCE) -> None:
         self.command = shlex.split(command)
         self.patience = patience

@@ -50,7 +50,7 @@ def test_every_fault_of_the_wrong_lstm_is_a_mutant() -> None:
     texts = [(FOLDER / name).read_text(encoding="utf-8") for name in ("wrong.py", "wrong_cell.py")]
     asked = [fault for text in texts for fault in re.findall(r'self\.has\(f?"([^"]+)"\)', text)]
     patterns = [re.compile(re.sub(r"\\{[a-z]+\\}", ".+", re.escape(fault))) for fault in asked]
-    faults = {*mutants.FAULTS, *mutants.VARIANT_FAULTS, *mutants.RELATION_FAULTS}
+    faults = {*mutants.FAULTS, *mutants.VARIANT_FAULTS, *mutants.RELATION_FAULTS, *mutants.DRAW_FAULTS}
     assert all(any(pattern.fullmatch(fault) for fault in faults) for pattern in patterns)
     nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
     written = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}

@@ -388,6 +388,7 @@ SETTERS: dict[str, Callable[[], object]] = {
     "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"),
     "log": lambda: logging.getLogger().setLevel(logging.DEBUG),
     "signals": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "another signal": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
 }
 
 

@@ -19,7 +19,12 @@ IN_HALVES = [n for n, c in CASES.items() if n.startswith(("between-i", "between-
 IN_HALVES += sized.grid()
 IN_HALVES += ["layer-norm-reverse", "mask-module", "merge-mean-one-layer", "peepholes-reverse", "steps-of-19"]
 IN_HALVES += ["projection-lengths-reverse", "resets-reverse", "dropout-two-directions", "four-layers"]
-IN_HALVES += ["large-resets", "large-projection", "large-mask-module"]
+IN_HALVES += ["large-resets", "large-projection", "large-mask-module", "steps-70", "no-bias-module"]
+IN_HALVES += ["functions", "functions-module", "zoneout-reverse", "coupled-module", "gate-clip-reverse"]
+IN_HALVES += ["cell-clip-module", "peepholes-two-directions", "projection-module", "dropout-sum"]
+IN_HALVES += ["noise-recurrent", "noise-zoneout", "noise-input-module", "noise-weight-module"]
+IN_HALVES += ["lengths-231-two-directions"]
+IN_HALVES += ["resets-lengths-two-directions", "mask-module-one-direction", "two-directions-2-p2"]
 
 
 BY_TURNS = (paths.CASES.keys() | margins.CASES.keys()) - margins.numbers().keys()

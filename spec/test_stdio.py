@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spec.calls import CASES, given
+from spec.offers import TINY, Offered
 from spec.records import RECORDS, arrays, errors
 from spec.stdio import HANGS, Stdio
 from spec.subject import Refused, Unsupported
@@ -134,6 +136,58 @@ def test_a_program_that_hangs_is_given_up() -> None:
     with pytest.raises(RuntimeError, match="no further request: 3 requests"):
         program.call("layer", {}, {"x": np.ones(2)})
     program.close()
+
+
+COUNTED = """\
+import json, sys
+for line in sys.stdin:
+    q = json.loads(line)
+    print(q["op"], q["dtype"], len(q["arrays"]["x"]["data"]), file=open({log!r}, "a"))
+    offers = q["op"] == "layer" and not q["config"].get("proj_size")
+    answer = {{"arrays": {{"y": q["arrays"]["x"]}}}} if offers else {{"unsupported": "only layers"}}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Iterator[tuple[Offered, Callable[[], list[str]]]]:
+    """A program without gradients, modules and projections, and the requests that it has read."""
+    path, log = tmp_path / "counted.py", tmp_path / "log"
+    path.write_text(COUNTED.format(log=str(log)), encoding="utf-8")
+    program = Stdio(f"{sys.executable} {path}", patience=20)
+    yield Offered(program), lambda: log.read_text(encoding="utf-8").splitlines()
+    program.close()
+
+
+def test_a_program_without_gradients_gets_no_large_request_for_them(
+    counted: tuple[Offered, Callable[[], list[str]]],
+) -> None:
+    program, asked = counted
+    a = given("wide-i130-h130", "float32")
+    for op in ("layer_vjp", "module", "module_vjp"):
+        for _ in range(2):
+            with pytest.raises(Unsupported, match="only layers"):
+                program.call(op, CASES["wide-i130-h130"].config, a)
+    assert len(asked()) == sum(len(TINY[op, "lstm"]) for op in ("layer", "module", "module"))
+    assert max(int(line.split()[2]) for line in asked()) < 100
+    program.call("layer", CASES["wide-i130-h130"].config, a)
+    assert asked()[-1] == f"layer float32 {a['x'].size}"
+
+
+def test_a_program_is_asked_once_for_what_it_declines(
+    counted: tuple[Offered, Callable[[], list[str]]],
+) -> None:
+    program, asked = counted
+    a = given("large-projection", "float64")
+    for factor in (1, -1):
+        with pytest.raises(Unsupported, match="only layers"):
+            program.call("layer", CASES["large-projection"].config, {n: factor * v for n, v in a.items()})
+    assert [line for line in asked() if int(line.split()[2]) > 100] == [f"layer float64 {a['x'].size}"]
+
+
+def test_a_failure_of_a_tiny_call_is_no_answer(echo: Callable[..., Stdio]) -> None:
+    program = Offered(echo("print('welcome', flush=True)"))
+    assert program.call("layer", {}, {"x": np.ones(2)})["y"].tolist() == [1, 1]
 
 
 def test_a_program_that_offers_nothing_fails(tmp_path: Path) -> None:

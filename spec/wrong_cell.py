@@ -167,7 +167,9 @@ class Faulty:
             else [0, t, stream, purpose]
         )
         philox = np.random.Philox(key=np.asarray(words, np.uint64), counter=np.asarray(counter, np.uint64))
-        return np.random.Generator(philox).random(shape)
+        found = np.random.Generator(philox).random(shape)
+        found = found.astype("float32").astype("float64") if self.has("masks of float32 numbers") else found
+        return np.floor(found * 2.0**32) / 2.0**32 if self.has("masks of 32 bits") else found
 
     def dropped(
         self, what: str, key: Key | None, purpose: int, stream: int, p: float, shape: tuple[int, ...]
