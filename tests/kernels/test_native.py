@@ -146,8 +146,10 @@ def test_bits_of_other_cells_do_not_depend_on_instructions(
 
 @pytest.mark.skipif(not native.ISAS.get(native.ISA), reason="there are no fused multiply-adds here")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_row_has_the_same_bits_alone(dtype: str) -> None:
-    case = Case(4, 37, 140, 50)
+@pytest.mark.parametrize("hidden_size", [50, 260])
+def test_a_row_has_the_same_bits_alone(dtype: str, hidden_size: int) -> None:
+    """The larger layer exceeds the L2 cache, so several steps of a batch share the product with W_ih."""
+    case = Case(4, 37, 140, hidden_size)
     lstm, a = case.lstm(dtype=dtype), {k: v.astype(dtype) for k, v in case.arrays().items()}
     y, (h_n, c_n) = lstm(a["x"], (a["h_0"], a["c_0"]))
     for rows in (slice(0, 1), slice(7, 12), slice(36, 37)):
