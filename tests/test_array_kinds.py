@@ -1,4 +1,4 @@
-"""NumPy's arrays that are no plain ones: subclasses, byte orders, strides, read-only and unaligned memory."""
+"""Check unusual NumPy arrays: subclasses, byte orders, strides, read-only and unaligned memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xplstm.training._trees import leaves
 
 
 class Restless(np.ndarray):
-    """Fails in every operation that sees it."""
+    """Array that fails in every operation on it."""
 
     def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
         msg = "an operation saw the subclass"
@@ -22,7 +22,7 @@ class Restless(np.ndarray):
 
 
 def kinds(a: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The same numbers in other arrays."""
+    """Return the same numbers in unusual arrays."""
     wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
     wide[..., ::2] = a
     fixed = a.copy()

@@ -1,4 +1,4 @@
-"""The choice of backends by `--backend`, and the table that ends a run."""
+"""Check the selection of backends by `--backend`, and the table at the end of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds on every backend and kernel: the lines of the contract, each by running it."""
+"""Check the behaviour that every backend and kernel must have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KERNELS = kernels()
 
 
 def build(case: Case, xp: Any, **options: Any) -> tuple[xplstm.LSTM, dict[str, Any]]:
-    """The case's LSTM and arrays on a backend."""
+    """Return the LSTM and the arrays of a case on a backend."""
     dtype = options.get("dtype", "float64")
     arrays = {k: a.astype(dtype) for k, a in case.arrays().items()}
     return case.lstm(xp=xp.xp, **options), xp.arrays(arrays)
@@ -185,7 +185,7 @@ def test_the_dtype_stays(xp: Any, dtype: str) -> None:
 
 
 def test_half_precision_sums_in_single() -> None:
-    """A sum of many small terms that float16 alone would round away."""
+    """A sum has many small terms, which float16 alone would round away."""
     n = 4096
     lstm = xplstm.LSTM(n, 1, bias=False, dtype="float16")
     weight = np.zeros((4, n), dtype=np.float16)
@@ -216,7 +216,7 @@ def test_half_precision_sums_in_single_over_checkpoints_too(xp: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_sums_in_single_beside_the_lstm(dtype: str) -> None:
-    """5000 ones: float16 alone stops counting at 2048, bfloat16 at 256."""
+    """The sum of 5000 ones stops at 2048 in float16, and at 256 in bfloat16."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
     from xplstm._array import asarray, dtype_name, numpy_namespace

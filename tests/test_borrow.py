@@ -1,4 +1,4 @@
-"""Arrays of PyTorch and JAX on the CPU: NumPy's kernels on their memory, under their own differentiation."""
+"""Check PyTorch and JAX arrays on the CPU: NumPy's kernels on their memory, and their own differentiation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lstm_of(name: str, **options: Any) -> xplstm.LSTM:
 
 
 def values(found: Any) -> list[np.ndarray]:
-    """The arrays of a result, on the host."""
+    """Return the arrays of a result on the host."""
     if isinstance(found, tuple | list):
         return [a for one in found for a in values(one)]
     if isinstance(found, dict):
@@ -219,7 +219,7 @@ def test_inputs_are_not_copied(torch: Any, jax: Any) -> None:
 
 @pytest.fixture
 def trained(torch: Any) -> Any:
-    """A layer whose parameters require gradients, the sum of the squares of its output, and its leaves."""
+    """Return a layer whose parameters require gradients, the sum of squares of its output, and its leaves."""
     lstm = lstm_of("torch")
     lstm.params = {k: v.requires_grad_() for k, v in lstm.params.items()}
     x = torch.tensor(np.random.default_rng(1).normal(size=(T, B, I)), requires_grad=True)
@@ -386,7 +386,7 @@ def test_calls_use_no_more_threads_than_pytorch(torch: Any) -> None:
 
 
 def compiled_calls() -> dict[str, Callable[[Any], Any]]:
-    """What is compiled, of layers and models made before."""
+    """Return calls to compile, of layers and models that already exist."""
     given: dict[str, Any] = {"xp": "torch", "rng": 0}
     lstm, gru = xplstm.LSTM(I, H, 2, bidirectional=True, **given), xplstm.GRU(I, H, **given)
     fast, features = lstm_of("torch").freeze(), models.SequenceClassifier(I, H, 2, **given)
@@ -429,7 +429,7 @@ def test_torch_compile_is_differentiable(trained: Any) -> None:
 
 @pytest.fixture
 def pure(jax: Any) -> Any:
-    """The sum of squares of a layer's output as a function of its parameters and x, and these."""
+    """Return the sum of squares of a layer's output as a function of its parameters and x, and both."""
     lstm = lstm_of("jax")
 
     def f(params: Any, x: Any) -> Any:

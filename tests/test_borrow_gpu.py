@@ -36,7 +36,7 @@ GPU_KERNELS = ["cupy_elementwise", "cupy_fused", "cupy_persistent", "cupy_block"
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The stand-in in CuPy's place, on a machine where it can run."""
+    """Import the stand-in as CuPy, on a machine where it can run."""
     named, unusable = _array.named_namespace, _array.why_unusable
     monkeypatch.setattr(
         _array, "named_namespace", lambda name: standin.LIBRARY if name == "cupy" else named(name)
@@ -49,7 +49,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """PyTorch, whose tensors say that they are on a GPU and that a stream of its own is the current one."""
+    """Return PyTorch, whose tensors claim to be on a GPU, with a separate current stream."""
     open_backend("torch")
     import torch
     from torch.overrides import TorchFunctionMode
@@ -74,7 +74,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> I
             return func(*("cpu" if isinstance(a, torch.device) else a for a in args), **kwargs)
 
     def exported(a: Any, *, stream: int, max_version: Any, dl_device: Any, copy: Any) -> Any:
-        """As PyTorch on a GPU: it refuses another current device, and waits for another stream."""
+        """Export like PyTorch on a GPU: refuse another current device, and wait for another stream."""
         assert standin.Device.current.id == GPU
         assert stream == (address or 1), f"PyTorch would make stream {stream} wait for its own"
         assert (dl_device, copy) == (None, None)
@@ -89,7 +89,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> I
 
 
 def backward(outputs: list[Any], gradients: list[Any], create_graph: bool = False) -> None:
-    """``torch.autograd.backward``, past the part of it inside which no tensor says where it is."""
+    """Run ``torch.autograd.backward`` without its part in which no tensor states its device."""
     from torch.autograd.graph import _engine_run_backward
 
     how = {"allow_unreachable": True, "accumulate_grad": True}
@@ -97,7 +97,7 @@ def backward(outputs: list[Any], gradients: list[Any], create_graph: bool = Fals
 
 
 def plain(a: Any) -> np.ndarray:
-    """The values of a tensor that says that it is on a GPU, or of an array of JAX."""
+    """Return the values of a tensor that claims to be on a GPU, or of a JAX array."""
     if "torch" not in type(a).__module__:
         return np.asarray(a)
     from torch._C import DisableTorchFunction
@@ -139,12 +139,12 @@ def test_results_are_those_of_cupy_on_the_stream_of_pytorch(
 
 
 def layer(kind: Any = xplstm.LSTM, **options: Any) -> Any:
-    """A layer of PyTorch."""
+    """Return a layer of PyTorch."""
     return kind(I, H, rng=0, xp="torch", **options)
 
 
 def drawn(torch: Any, *shape: int) -> Any:
-    """Random numbers in float32."""
+    """Return random numbers in float32."""
     return torch.tensor(np.random.default_rng(sum(shape)).normal(size=shape).astype("float32"))
 
 
@@ -252,7 +252,7 @@ def test_double_backward_is_generic(on_gpu: Any) -> None:
 
 
 def reason(torch: Any) -> str:
-    """Why CuPy's kernels do not run a call, which the generic code runs."""
+    """Return why CuPy's kernels do not run a call, which the generic code then runs."""
     found = layer().explain(drawn(torch, T, B, I))
     assert found.kernels == ("reference",)
     return str(found.reasons[0]["cupy_elementwise"])
@@ -286,14 +286,14 @@ def test_what_cannot_be_lent_is_refused_by_name(on_gpu: Any, monkeypatch: pytest
 
 
 class Device(NamedTuple):
-    """What the library asks of a device of JAX."""
+    """Attributes of a JAX device that the library reads."""
 
     platform: str
 
 
 @pytest.fixture
 def jax_on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """JAX, whose arrays say that they are on a GPU, and that its own streams are not CuPy's."""
+    """Return JAX, whose arrays claim to be on a GPU, with other streams than CuPy's."""
     open_backend("jax")
     import jax
 
@@ -321,7 +321,7 @@ def jax_on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", [backend("jax")])
 def test_jax_outside_jit(name: str, jax_on_gpu: Any) -> None:
-    """Calls and gradients, with one wait for the device each way."""
+    """Calls and gradients wait for the device once in each direction."""
     jax = jax_on_gpu
     lstm = xplstm.LSTM(I, H, bidirectional=True, rng=0, xp="jax", dtype="float32")
     x = jax.numpy.asarray(np.random.default_rng(0).normal(size=(T, B, I)), dtype="float32")

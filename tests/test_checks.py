@@ -1,4 +1,4 @@
-"""Everything that a user can pass wrongly: the error's class, and the name, value and bound in its text."""
+"""Check all invalid arguments: the class of the error, and the name, value and bound in its message."""
 
 from __future__ import annotations
 
@@ -437,7 +437,7 @@ def test_a_state_dict_error_lists_everything() -> None:
 
 
 def test_nothing_is_done_before_the_checks() -> None:
-    """A failed load leaves the parameters as they were."""
+    """A failed load leaves the parameters unchanged."""
     module = lstm()
     before = {k: v.copy() for k, v in module.params.items()}
     with pytest.raises(DTypeError):
@@ -450,7 +450,7 @@ def test_nothing_is_done_before_the_checks() -> None:
 def test_a_copy_that_the_device_refuses_is_named(
     name: str, given: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CuPy refuses copies from the host while its stream is captured in a graph."""
+    """CuPy refuses copies from the host while a graph captures its stream."""
     layer = lstm()
 
     def refuse(*_: Any) -> None:
@@ -472,7 +472,7 @@ def test_lengths_on_the_host_are_checked_on_other_backends_too(kind: str) -> Non
 
 
 class Device:
-    """What of CuPy's devices the check looks at."""
+    """Attributes of CuPy's devices that the check reads."""
 
     def __init__(self, number: int = 0) -> None:
         self.id = number

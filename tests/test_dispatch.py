@@ -1,4 +1,4 @@
-"""The seam: which kernel runs, who can say so, and what the answer looks like."""
+"""Check which kernel is selected, how callers can choose, and the text of the explanation."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_blocks_of_many_threads_leave_the_process_as_it_was() -> None:
 
 @pytest.fixture
 def row(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts a kernel before all of the table: the reference, but for the parts that are given."""
+    """Add a kernel at the start of the table: the reference with some replaced functions."""
     monkeypatch.setattr(_dispatch, "load", _dispatch.load.__wrapped__)
 
     def put(**parts: Any) -> None:

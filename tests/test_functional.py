@@ -1,4 +1,4 @@
-"""One layer as functions: the same numbers as the class, and states without the layer axis."""
+"""Check one layer as functions: the numbers of the class, and states without the layer axis."""
 
 from __future__ import annotations
 

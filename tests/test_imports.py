@@ -1,4 +1,4 @@
-"""Who imports whom, read from the sources; and what `import xplstm` costs."""
+"""Check which module imports which, from the sources, and the cost of `import xplstm`."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class Import(NamedTuple):
 
 
 def imports_of(room: str, path: Path) -> Iterator[Import]:
-    """Every import, those by a literal string included; `at_top` where loading the module runs it."""
+    """Yield every import, also by a literal string; `at_top` states whether loading the module runs it."""
     pending = [(ast.parse(path.read_text(encoding="utf-8")), True)]
     while pending:
         node, at_top = pending.pop()
@@ -217,7 +217,7 @@ def imported_names(node: ast.AST) -> list[str]:
 
 
 def rooms(package: str) -> dict[str, Path]:
-    """Every module of a package by its dotted name inside it; the package itself is ''."""
+    """Return every module of a package by its dotted name inside it; '' for the package itself."""
     folder = ROOT / package
     found = {}
     for path in sorted(folder.rglob("*.py")):
@@ -234,13 +234,13 @@ IMPORTS = [found for room, path in ROOMS.items() for found in imports_of(room, p
 
 
 def place(room: str) -> str:
-    """The room as ROWS names it: itself, or its folder."""
+    """Return the name of a module in ROWS: its own, or that of its folder."""
     named = any(room in row for row in ROWS)
     return room if named else room.partition(".")[0] + "."
 
 
 def room_named(name: str) -> str | None:
-    """The room that an import of `name` reaches: a module, what a module holds, or nothing of xplstm."""
+    """Return the module that an import of `name` reaches, or None outside xplstm."""
     package, _, inner = name.partition(".")
     if inner in COMPILED:
         return None
@@ -341,7 +341,7 @@ def test_no_test_hides_its_backend_from_the_choice_of_backends():
 
 @pytest.fixture
 def fresh(tmp_path):
-    """What code prints in a new interpreter that sees this source tree and may keep its bytecode."""
+    """Return the output of code in a new interpreter that imports this source tree."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     env |= {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
 
@@ -365,7 +365,7 @@ def test_import_loads_only_numpy_and_array_api_compat(fresh):
 
 
 def test_import_loads_no_kernel_but_the_reference(fresh):
-    """Each of the others is loaded when it is first asked, with what it is made of."""
+    """Every other kernel is loaded at its first use."""
     loaded = set(fresh("import sys, xplstm; print(*sys.modules)").split())
     kernels = {name.removeprefix("xplstm.kernels.") for name in loaded if name.startswith("xplstm.kernels.")}
     made = {"native", "_engine", "_compiled", "numpy_inplace", "jax_scan"}
@@ -374,7 +374,7 @@ def test_import_loads_no_kernel_but_the_reference(fresh):
 
 @pytest.mark.slow
 def test_import_costs_little_more_than_its_dependencies(fresh):
-    """Counts calls of functions, because times depend on what else the machine does."""
+    """The test counts function calls, because times depend on the load of the machine."""
     counted = """
 import sys
 calls = 0
@@ -405,7 +405,7 @@ def test_the_top_of_the_package_has_few_rooms_and_arrows():
 
 
 def test_loading_no_room_at_the_top_leads_back_to_it():
-    """Also not through another module of a folder."""
+    """No import cycle exists, also not through another module of a folder."""
     below: dict[str, set[str]] = {}
     for found in IMPORTS:
         other = room_named(found.name)

@@ -1,4 +1,4 @@
-"""The mutation run itself: what it changes, and its list of changes that alter no result."""
+"""Check the mutation run: its changes, and its list of changes that alter no result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nonsense for every argument of the public face: an error of ours, or a meaning that is listed here."""
+"""Pass invalid values for every public argument: each causes an error, or a listed meaning."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ PASSED = {
 
 
 def allowed(name: str, argument: str, parameter: inspect.Parameter) -> set[str]:
-    """Values that an argument takes, by its name, its default and its annotation."""
+    """Return the values that an argument accepts, by its name, default and annotation."""
     kind = str(parameter.annotation)
     found = set(TAKEN.get(argument, ("", ""))[1].split()) | set(
         HERE.get((name, argument), ("", ""))[1].split()
@@ -203,7 +203,7 @@ def allowed(name: str, argument: str, parameter: inspect.Parameter) -> set[str]:
 
 
 def results(share: float) -> dict[tuple[str, str, str], str]:
-    """What each call did; a process that ended early is an outcome of the call that it made last."""
+    """Return the outcome of each call; the end of a process is the outcome of its last call."""
     found = {}
     for part in range(PARTS):
         command = [sys.executable, "-m", "tests.support.nonsense", *map(str, (part, PARTS, SEED, share))]
@@ -233,7 +233,7 @@ def test_nonsense_is_refused_by_name_or_has_a_meaning():
 
 
 def documented() -> set[str]:
-    """Names of the functions and classes on the pages of the interface."""
+    """Return the names of the functions and classes on the API pages."""
     found = set()
     for page in sorted((ROOT / "docs" / "api").glob("*.md")):
         module = ""

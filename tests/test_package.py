@@ -1,4 +1,4 @@
-"""A release: the source distribution, the tags of wheels, and the remedy for a missing kernel."""
+"""Check a release: the source distribution, wheel tags, and the remedy for a missing kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 def call(*command: object, cwd: Path | None = None, **variables: str) -> str:
-    """Run a command and return what it printed; a failure shows it."""
+    """Run a command and return its output; show the output if the command fails."""
     env = {**os.environ, **variables}
     done = subprocess.run(
         [*map(str, command)], env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -106,7 +106,7 @@ def test_the_source_distribution_tests_itself(unpacked: Path) -> None:
 def test_the_remedy_for_a_missing_kernel_works(
     by_name: bool, unpacked: Path, sdist: Path, tmp_path: Path
 ) -> None:
-    """The options that the message names are taken from it and given to the command that failed."""
+    """The options in the message are passed to the command that failed."""
     home = tmp_path / "home"
     venv.create(home, with_pip=True, system_site_packages=False)
     python, elsewhere = home / "bin" / "python", tmp_path / "elsewhere"

@@ -1,4 +1,4 @@
-"""The picture of a trace: what each panel holds, and what is refused."""
+"""Check plots of a trace: the content of each panel, and refused arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lstm(xp=None, **options):
 
 
 def panels(figure):
-    """The six panels in the order of `LABELS`."""
+    """Return the six panels in the order of `LABELS`."""
     titled = {axes.get_title(loc="left"): axes for axes in figure.axes}
     return [next(axes for title, axes in titled.items() if title.startswith(label)) for label in LABELS]
 

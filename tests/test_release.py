@@ -1,4 +1,4 @@
-"""Nothing can be published before the repository has an address, and a release needs its version and date."""
+"""Check that a release needs the repository's address, its version and its date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The estimators of scikit-learn: its own checks, what they read, and the files that they write."""
+"""Check the estimators for scikit-learn: its own checks, their inputs, and their files."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_table_is_sequences_of_one_feature(whole, labels):
 
 
 def test_columns_of_frames_in_a_list_keep_their_order(whole, labels, tmp_path):
-    """A frame with other columns gave predictions for features in the wrong places."""
+    """A frame with other columns would give predictions from the wrong features."""
     pandas = pytest.importorskip("pandas")
     frames = [pandas.DataFrame(sequence, columns=["speed", "angle"]) for sequence in whole]
     turned = [frame[["angle", "speed"]] for frame in frames]
@@ -199,7 +199,7 @@ def test_class_weights_move_the_decision(whole):
 
 @pytest.mark.parametrize("kind", [LSTMClassifier, LSTMRegressor])
 def test_weights_count_as_often_as_they_say(kind, whole):
-    """One batch of everything: a weight of 2 is a sequence twice, and a weight of 0 is none."""
+    """In one batch, a weight of 2 repeats a sequence, and a weight of 0 removes it."""
     y = (whole[:, -1, 0] > 0).astype(int) if kind is LSTMClassifier else whole[:, -1, 0]
     weights = np.arange(60) % 3
     options = {"hidden_size": 4, "epochs": 5, "dtype": "float64", "batch_size": 200, "random_state": 0}
@@ -363,7 +363,7 @@ def test_bad_input_is_named(call, message):
 
 @pytest.mark.slow
 def test_nonsense_is_refused_by_name():
-    """Each parameter with each strange value: `fit` refuses it by name, or it has a meaning."""
+    """`fit` refuses each strange value of each parameter by name, or the value has a meaning."""
     meaning = {
         "hidden_size": "1", "num_layers": "1", "epochs": "1", "batch_size": "1", "patience": "1",
         "bidirectional": "True", "standardize": "True", "early_stopping": "True",

@@ -1,4 +1,4 @@
-"""What layers, models, optimisers and runs show of themselves."""
+"""Check the text form of layers, models, optimisers and runs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_run_is_shown_in_one_line():
 
 
 def results():
-    """One of each public result that holds arrays, with its text."""
+    """Return one of each public result that contains arrays, with its text."""
     x, lstm = np.ones((9, 4, 2), "float32"), xplstm.LSTM(2, 3, rng=0)
     series = models.Forecaster(2, 3, horizon=2, rng=0)
     gates = "float32[1, 9, 4, 3]"

@@ -1,4 +1,4 @@
-"""The gradient check: passes what is right on every backend, and names what is wrong."""
+"""Check that the gradient check passes correct gradients on every backend, and names wrong gradients."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_functional_form_linear_embedding_dropout_and_losses_pass(xp):
 
 
 def scaled(factor):
-    """Three products, of which the gradient with respect to b is `factor` times too large in one element."""
+    """Compute three products; one element of the gradient with respect to b is `factor` times too large."""
 
     def vjp(a, b):
         def pullback(dy):
@@ -91,7 +91,7 @@ def test_a_gradient_of_zero_has_to_be_zero():
 
 def test_an_lstm_with_a_wrong_pullback_fails():
     class Forgetful(xplstm.LSTM):
-        """The gradient with respect to the final c is dropped."""
+        """Layer that drops the gradient with respect to the final c."""
 
         def vjp(self, x, state=None, **options):
             y, state_n, pullback = super().vjp(x, state, **options)

@@ -1,4 +1,4 @@
-"""Checks of plain values: what they return, and that an error names the argument, its value and the bound."""
+"""Check the checks of plain values: results, and errors with the argument, its value and the bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The equations by themselves: values against scalars, derivatives against differences."""
+"""Check the equations alone: values against scalar code, and derivatives against differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RNN, JordanRNN and GRU: against a loop, differences and torch, and alike on every backend."""
+"""Check RNN, JordanRNN and GRU against a loop, differences and PyTorch, on every backend."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VALID: dict[str, dict[str, Any]] = {
 
 
 def sizes(name: str) -> tuple[int, int]:
-    """Layers times directions, and the size of what recurs."""
+    """Return the number of layers times directions, and the size of the recurrent state."""
     rows = 4 if name.startswith("stacked") else 1
     return rows, {"jordan": OUT, "stacked jordan": OUT, "wide jordan": 5}.get(name, H)
 
@@ -61,7 +61,7 @@ def run(rnn: Any, a: dict[str, Any], **valid: Any) -> dict[str, Any]:
 
 
 def gru_step(p: dict[str, np.ndarray], x: np.ndarray, h: np.ndarray, reset_after: bool) -> np.ndarray:
-    """One step of one batch entry, a unit at a time."""
+    """Run one step of one batch entry, one unit at a time."""
     zeros, new = np.zeros(3 * H), h.copy()
     b_ih, b_hh = p.get("bias_ih", zeros), p.get("bias_hh", zeros)
     u = p["weight_ih"] @ x + b_ih
@@ -74,7 +74,7 @@ def gru_step(p: dict[str, np.ndarray], x: np.ndarray, h: np.ndarray, reset_after
 
 
 def rnn_step(p: dict[str, np.ndarray], x: np.ndarray, h: np.ndarray, nonlinearity: Any) -> np.ndarray:
-    """One step of one batch entry."""
+    """Run one step of one batch entry."""
     z = p["weight_ih"] @ x + p["weight_hh"] @ h
     h = nonlinearity(z + p["bias_ih"] + p["bias_hh"] if "bias_ih" in p else z)
     h = p["weight_hr"] @ h if "weight_hr" in p else h
@@ -82,7 +82,7 @@ def rnn_step(p: dict[str, np.ndarray], x: np.ndarray, h: np.ndarray, nonlinearit
 
 
 def walked(rnn: Any, x: np.ndarray, h_0: np.ndarray, exists: np.ndarray) -> Any:
-    """Layers, directions, batch entries and times in plain loops."""
+    """Run all layers, directions, batch entries and steps in plain loops."""
     text = repr(rnn)
     step: Any = partial(rnn_step, nonlinearity=relu if "relu" in text else np.tanh)
     if text.startswith("GRU"):

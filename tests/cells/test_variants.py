@@ -1,4 +1,4 @@
-"""The variants of an LSTM, each alone and all together: derivatives, backends, bounds and errors."""
+"""Check each variant of an LSTM, and all together: derivatives, backends, bounds and errors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def case(variant: Variant, shape: str = "one direction", **options: Any) -> Case
 
 
 def distinct(made: Case, **where: Any) -> xplstm.LSTM:
-    """The LSTM of a case, its gains no longer all alike."""
+    """Return the LSTM of a case, with distinct gains."""
     lstm = made.lstm(**where)
     rng = np.random.default_rng(3)
     for name, a in lstm.params.items():
@@ -81,7 +81,7 @@ def loss(made: Case, lstm: xplstm.LSTM, a: dict[str, np.ndarray], rng: int | Non
 
 
 def close(got: np.ndarray, want: np.ndarray, tolerance: float, what: str) -> None:
-    """Within a part of the largest number: gradients here reach hundreds."""
+    """Compare within a fraction of the largest number, because gradients here are in the hundreds."""
     scale = max(1.0, float(np.abs(want).max(initial=0)))
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * scale, err_msg=what)
 
@@ -171,7 +171,7 @@ def test_without_options_it_is_the_plain_lstm() -> None:
 
 
 def test_options_that_change_nothing_give_the_plain_lstm() -> None:
-    """Peepholes of zero, bounds that nothing reaches, the reference's own equations once more."""
+    """Zero peepholes, bounds that no number reaches, and the equations of the reference change nothing."""
     plain = Case().lstm()
     made = Case(options={"variant": Variant(peepholes=True, gate_clip=1e3, cell_clip=1e3)}).lstm()
     made.params |= plain.params
@@ -228,7 +228,7 @@ def test_each_direction_has_its_own_functions() -> None:
 
 
 def test_each_layer_and_direction_draws_its_own_masks() -> None:
-    """A unit of c that is held at the only step is the old one, bit for bit."""
+    """A unit of c that zoneout keeps at the only step has the old bits."""
     made = Case(T=1, options={"bidirectional": True, "num_layers": 2, "variant": Variant(zoneout_c=0.5)})
     a = made.arrays()
     _, (_, c_n), _ = made.lstm().vjp(a["x"], (a["h_0"], a["c_0"]), rng=4)
@@ -238,7 +238,7 @@ def test_each_layer_and_direction_draws_its_own_masks() -> None:
 
 
 def test_each_direction_drops_its_own_weights_and_each_layer_its_own_inputs() -> None:
-    """What is dropped has no gradient, and by these masks no other."""
+    """Dropped elements have no gradient, and all other elements have one."""
     made = Case(options={"bidirectional": True, "num_layers": 2, "weight_dropout": 0.5, "input_dropout": 0.5})
     a, key = made.arrays(), draw_key(4)
     got = run(made.lstm(), a, rng=4)
@@ -251,7 +251,7 @@ def test_each_direction_drops_its_own_weights_and_each_layer_its_own_inputs() ->
 
 
 def test_layer_normalisation_is_that_of_its_formula() -> None:
-    """Small inputs, so that the constant under the root is seen."""
+    """The inputs are small, so that the constant under the root has a visible effect."""
     made = case(Variant(layer_norm=True), "one direction")
     lstm, a = distinct(made), made.arrays()
     x, (h, c), p = 1e-3 * a["x"][:1], (1e-3 * a["h_0"], 1e-3 * a["c_0"]), lstm.params
@@ -270,7 +270,7 @@ def test_layer_normalisation_is_that_of_its_formula() -> None:
 
 
 def test_recurrent_dropout_drops_the_same_units_at_every_step() -> None:
-    """With an identity for every function, no input and W_hh alone, a dropped unit never acts."""
+    """With identity functions, no input and only W_hh, a dropped unit never has an effect."""
     H = 6
     variant = Variant(recurrent_dropout=0.5)
     lstm = xplstm.LSTM(1, H, variant=variant, dtype="float64", rng=0)
@@ -307,7 +307,7 @@ def test_an_activation_and_its_slope(xp: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_activation_at_the_ends(name: str) -> None:
-    """The largest numbers overflow nowhere: a warning is an error here."""
+    """The largest numbers do not overflow; a warning is an error here."""
     big = np.asarray([-1e30, 1e30], dtype="float32")
     a = activations.value(numpy_namespace(), Activation(name), big)
     slope = activations.slope(numpy_namespace(), Activation(name), big, a)
@@ -318,7 +318,7 @@ def test_an_activation_at_the_ends(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_activation_of_nan_is_nan(xp: Any, name: str) -> None:
-    """XPL-NUM-004: no function hides what has gone wrong."""
+    """XPL-NUM-004: no function hides a NaN."""
     z = xp.asarray(np.asarray([np.nan, 1.0], dtype="float32"))
     a = to_numpy(activations.value(xp.xp, Activation(name), z))
     assert np.isnan(a).tolist() == [True, False]
@@ -327,7 +327,7 @@ def test_an_activation_of_nan_is_nan(xp: Any, name: str) -> None:
 @pytest.mark.parametrize("library", [backend("torch"), backend("jax")])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_autograd_of_an_activation_is_its_slope(name: str, library: str) -> None:
-    """Where pieces meet, automatic derivatives are those of the pieces, and at a kink there are several."""
+    """At a kink, automatic derivatives may be those of either side; elsewhere they are the slope."""
     places = np.asarray([-3.0, -2.5, -1.0, -1e-3, -0.0, 0.0, 1e-3, 1.0, 2.5, 3.0])
     kind = Activation(name)
     numpy = numpy_namespace()

@@ -1,4 +1,4 @@
-"""The benchmark command: it compares what is equal, refuses what is not, and prints tables that line up."""
+"""Check that the benchmark compares equal results, refuses others, and prints aligned tables."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_what_a_process_reports_is_an_error() -> None:
 
 
 class Fake:
-    """An engine that gives a fixed result."""
+    """Engine that returns a fixed result."""
 
     def __init__(self, name: str, result: list[float]) -> None:
         self.name = name
@@ -222,7 +222,7 @@ def test_rounds_are_at_least_one(
 
 
 def never_measure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where the command starts to measure."""
+    """Fail if the command starts to measure."""
     monkeypatch.setattr(bench, "available", lambda: pytest.fail("it has begun to measure"))
 
 
@@ -319,7 +319,7 @@ def test_an_engine_looks_the_same_in_every_panel(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("option", [*peers.SHARED, *peers.OPERATORS])
 def test_options_are_those_of_onnxruntime(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same numbers, also where weights and inputs take the options far from their defaults."""
+    """The numbers are equal, also if weights and inputs make the options act far from their defaults."""
     pytest.importorskip("onnxruntime")
     params, x, dy = peers.problem(SHAPE, option)
     scaled = {name: 3 * a for name, a in params.items()}, 3 * x, dy
@@ -341,7 +341,7 @@ EVERY_PEER = [
 @pytest.mark.parametrize("shape", [Shape(6, 3, 16, 16), Shape(1, 3, 16, 16)], ids=["sequence", "step"])
 @pytest.mark.parametrize("name", EVERY_PEER)
 def test_every_peer_is_an_lstm(name: str, shape: Shape) -> None:
-    """Its y and dx are those of the reference, within what its precision allows."""
+    """y and dx equal those of the reference, within the precision of the peer."""
     base, option = name.partition("+")[0], peers.option_of(name)
     for package in peers.PEERS[base].needs:
         pytest.importorskip(package)
@@ -368,7 +368,7 @@ def engines_of(file: Path) -> dict[tuple[str, Shape], list[str]]:
 
 @pytest.mark.slow
 def test_a_small_run_on_arrays_of_others(tmp_path: Path) -> None:
-    """Results that differ by more than rounding end the run."""
+    """A run ends with an error if results differ by more than rounding."""
     numbers = tmp_path / "times.json"
     argv = [
         "bench",
@@ -394,7 +394,7 @@ def test_a_small_run_on_arrays_of_others(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_small_run_of_precisions(tmp_path: Path) -> None:
-    """Training, which has none of them, is not timed."""
+    """The run does not time training, which has no such precision."""
     numbers = tmp_path / "times.json"
     argv = ["bench", "--precisions", "--shape", "4,2,16,16", "--repeats", "1", "--threads", "1"]
     if peers.available_precisions()[0] != "native":

@@ -1,4 +1,4 @@
-"""The demo from end to end on a small text, Ctrl-C included, and its n-gram baseline."""
+"""Check the demo from end to end on a small text, with Ctrl-C, and its n-gram baseline."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_held_out_bits_count_every_character_once(text):
 
 
 def interrupt_at(monkeypatch, update):
-    """Ctrl-C in the middle of an update."""
+    """Send Ctrl-C in the middle of an update."""
     work, calls = demo.CharLM.loss_vjp, iter(range(1, 10**6))
 
     def loss_vjp(*args, **kwargs):
@@ -128,7 +128,7 @@ def test_ctrl_c_before_the_training_has_nothing_to_save(monkeypatch, text, out, 
 
 
 def wait_for_training(process):
-    """Read the bar, whose first words come after the first validation, when the training has begun."""
+    """Read the bar, whose first words appear after the first validation."""
     shown, end = "", time.monotonic() + 120
     while "updates/s" not in shown:
         character = process.stderr.read(1)
@@ -163,7 +163,7 @@ def test_a_real_ctrl_c(text, out):
 
 
 def test_seconds_choose_how_often_to_validate(monkeypatch, text):
-    """A clock that moves 2 seconds at each look: an update takes 2, and so does a validation."""
+    """The clock advances 2 seconds at each call, so an update and a validation take 2 seconds each."""
     clock = iter(range(0, 10**6, 2))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     settings = timed(text, seconds=100)
@@ -177,7 +177,7 @@ def timed(text, seconds):
 
 @pytest.mark.slow
 def test_the_time_ends_a_run_and_a_resumed_one(monkeypatch, text, out):
-    """A clock that moves a second at each look: the data looks once at the start, and once a batch."""
+    """The clock advances a second at each call: once at the start, and once for each batch."""
     clock = iter(range(10**6))
     monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(demo, "_settings", lambda _args: timed(text, seconds=30))
@@ -294,7 +294,7 @@ def test_the_default_text_is_pythons_own():
 
 
 def defined_probability(train, context, character, order, uniform):
-    """Interpolated Kneser-Ney by its definition, with new counts for every question."""
+    """Return the probability of interpolated Kneser-Ney by its definition, counting each time."""
     p = uniform
     for n in range(1, order + 1):
         counts = Counter(train[i : i + order] for i in range(len(train) - order + 1))
@@ -368,7 +368,7 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A text, and a run of two updates on it that ended."""
+    """Return a text, and a completed run of two updates on it."""
     folder = tmp_path_factory.mktemp("finished")
     text, out = folder / "some text.txt", folder / "a run"
     text.write_text(TEXT, encoding="utf-8")
@@ -460,7 +460,7 @@ def test_a_terminal_without_the_characters_shows_escapes(out, tmp_path):
 
 
 def test_the_last_lines_use_the_model(text, out, capsys):
-    """Both are taken from the output and run: they write the same text as the model in the file."""
+    """The commands in the output write the same text as the model in the file."""
     assert run_demo("--text", text, "--updates", 3, *SMALL, "--prompt", "number ", out=out) == 0
     shell, python = capsys.readouterr().out.split("more text with this model:\n")[1].split("\n\nIn Python:\n")
     assert main([*shlex.split(shell)[3:], "--length", "40"]) == 0

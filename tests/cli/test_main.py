@@ -1,4 +1,4 @@
-"""``python -m xplstm`` and what it prints."""
+"""Check the output of ``python -m xplstm``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_show_config_names_every_backend_and_kernel(capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_info_says_of_each_kernel_whether_its_package_is_missing() -> None:
-    """JAX is hidden as a package that cannot be found."""
+    """JAX is hidden like a package that is not installed."""
     code = (
         "import importlib.util as util\n"
         "find = util.find_spec\n"
@@ -86,7 +86,7 @@ def test_an_error_of_ours_is_one_line(
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell's line that has {xplstm} for the command."""
+    """Run a shell command in which {xplstm} is the program."""
     line = command.format(xplstm=f"{shlex.quote(sys.executable)} -m xplstm")
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(

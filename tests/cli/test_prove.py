@@ -1,4 +1,4 @@
-"""``python -m xplstm prove`` on the stand-in for CuPy: kernels that are right, wrong, hang and crash."""
+"""Check ``python -m xplstm prove`` on the stand-in for CuPy: kernels that pass, fail, hang and crash."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Prove = Callable[..., tuple[int, list[str]]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Prove:
-    """The command, whose processes find the stand-in in CuPy's place; its exit code and lines."""
+    """Run the command, whose processes import the stand-in as CuPy; return its exit code and lines."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests' / 'cuda_emulation' / 'process'}{os.pathsep}{ROOT}")
     monkeypatch.setenv(proof.FOLDER, str(tmp_path / "proofs"))
     monkeypatch.setenv("XPLSTM_LOG", str(tmp_path / "log"))
@@ -53,7 +53,7 @@ def row(lines: list[str], kernel: str = "cupy_persistent") -> str:
 
 
 def begun(log: Path) -> int:
-    """How many processes have begun trials."""
+    """Return how many processes have started trials."""
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
@@ -161,7 +161,7 @@ def test_eight_processes_at_once_run_the_trials_once(run: Prove, tmp_path: Path)
 
 
 def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, reason: str | None) -> None:
-    """Record a verdict for cupy_persistent in float32, and leave nothing to try."""
+    """Record a verdict for cupy_persistent in float32, so that no trial is left."""
     monkeypatch.setattr(trials, "SUBJECTS", {})
     with standin.installed():
         monkeypatch.setenv(proof.FOLDER, str(folder))
@@ -204,7 +204,7 @@ def test_a_kernel_that_failed_fits_no_costs(
 
 @emulated
 def test_a_step_is_timed_without_its_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in's events count launches: two a step of the fused kernel, none a step of a walk."""
+    """Events of the stand-in count launches: two per step of the fused kernel, none per step of a walk."""
     monkeypatch.setattr(fit, "STEPS", (2, 5))
     monkeypatch.setattr(fit, "SIZES", ((3, 9),))
     monkeypatch.setattr(partitions, "THREADS", 64)

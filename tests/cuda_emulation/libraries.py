@@ -35,7 +35,7 @@ PRODUCTS = {
 
 
 def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarray:
-    """A matrix of columns, as BLAS sees it, completely inside one array."""
+    """Return a matrix in column-major order, as BLAS reads it, completely inside one array."""
     dtype = np.dtype(dtype_from_name(np, CODES[code]))
     assert step >= rows, "cuBLAS refuses columns that overlap"
     assert rows > 0
@@ -49,12 +49,12 @@ def _matrix(ptr: int, code: int, rows: int, columns: int, step: int) -> np.ndarr
 
 
 def tf32(a: np.ndarray) -> np.ndarray:
-    """The numbers cut to 10 bits after the point, as cuBLAS may; to the nearest would err by half as much."""
+    """Truncate numbers to a 10-bit fraction, as cuBLAS may; rounding to nearest has half of this error."""
     return np.where(np.isfinite(a), (a.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32), a)
 
 
 class CUBLASError(RuntimeError):
-    """CuPy's, with the same texts."""
+    """Error class of CuPy, with the same messages."""
 
     NAMES: ClassVar[dict[int, str]] = {
         **{3: "CUBLAS_STATUS_ALLOC_FAILED", 7: "CUBLAS_STATUS_INVALID_VALUE"},
@@ -69,12 +69,12 @@ class CUBLASError(RuntimeError):
 
 
 def handle() -> int:
-    """CuPy has a handle for each device and thread."""
+    """Return the handle of the current device and thread, as in CuPy."""
     return 7000 + Device.current.id
 
 
 def _set_stream(given: int) -> None:
-    """What every function of CuPy's module does first."""
+    """Set the current stream, as each function of CuPy's module does first."""
     assert given == handle(), "the handle of another device"
     if Stream.current[Device.current.id].is_capturing():
         msg = "calling cuBLAS API during stream capture is currently unsupported"
@@ -212,7 +212,7 @@ def blas() -> Path:
 
 @cache
 def module() -> Path:
-    """CuPy's module of cuBLAS, which is linked to the library."""
+    """Return CuPy's module of cuBLAS, which is linked to the library."""
     options = ("-shared", "-fPIC", "-Wl,--no-as-needed", str(blas()))
     path = compiled.made("cupy-cublas", ".so", "", options)
     if not path.exists():
@@ -221,7 +221,7 @@ def module() -> Path:
 
 
 def cublas() -> types.SimpleNamespace:
-    """What CuPy's module offers."""
+    """Return the functions of CuPy's cuBLAS module."""
     return types.SimpleNamespace(
         gemmEx=gemmEx, gemmStridedBatchedEx=gemmStridedBatchedEx,
         CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70, CUBLAS_COMPUTE_32F_FAST_TF32=TF32,
@@ -231,14 +231,14 @@ def cublas() -> types.SimpleNamespace:
 
 
 def driver() -> types.SimpleNamespace:
-    """CuPy's module of the driver; CuPy loads libcuda when it is imported."""
+    """Return CuPy's driver module; CuPy loads libcuda when it imports this module."""
     path = opened(compiled.shared("libcuda", HOOK + DRIVER))
     return types.SimpleNamespace(CUDADriverError=CUDADriverError, path=str(path))
 
 
 @cache
 def opened(path: Path) -> Path:
-    """Load a library, as importing CuPy does."""
+    """Load a library, as the import of CuPy does."""
     _libraries.append(ctypes.CDLL(str(path)))
     return path
 
@@ -247,7 +247,7 @@ _libraries: list[ctypes.CDLL] = []
 
 
 class CUDADriverError(RuntimeError):
-    """CuPy's, whose text is the driver's."""
+    """Error class of CuPy, with the driver's message."""
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -268,7 +268,7 @@ def _set_workspace(given: int, workspace: int, size: int) -> None:
 
 
 def _made(make: Callable[..., None]) -> Callable[..., None]:
-    """A product of the library, which CuPy does not guard."""
+    """Return a function that records and runs a product of the library, without the checks of CuPy."""
 
     def product(*values: int) -> None:
         stream = Stream.current[Device.current.id]
@@ -303,7 +303,7 @@ FUNCTIONS: dict[str, Callable[..., None]] = {
 
 @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_longlong))
 def _hear(name: bytes, values: Any) -> int:
-    """Run one call; its status."""
+    """Run one call, and return its status."""
     heard.append(name.decode())
     if state["fail"] is not None and state["fail"][0] == len(heard) - 1:
         return int(state["fail"][1])
@@ -316,7 +316,7 @@ def _hear(name: bytes, values: Any) -> int:
 
 
 def listen() -> None:
-    """Carry out what the libraries are asked for, from here on; the driver is found in its library."""
+    """Run the calls of the libraries from now on; the driver is found in its library."""
     loop.DRIVER = driver().path
     for path in (blas(), loop.DRIVER):
         ctypes.CDLL(str(path)).listen(_hear)
@@ -325,14 +325,14 @@ def listen() -> None:
 
 
 def check() -> None:
-    """Raise what went wrong in a call and was not raised there."""
+    """Raise an error that a call recorded and did not raise."""
     if state["trouble"] is not None:
         raise state["trouble"]
 
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """Functions of the libraries that return at once."""
+    """Return library functions that return at once."""
     for path in (blas(), loop.DRIVER):
         ctypes.CDLL(str(path)).listen(ctypes.cast(None, type(_hear)))
     yield

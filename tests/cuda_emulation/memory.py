@@ -12,7 +12,7 @@ MARK = 0xA5
 
 
 class Memory:
-    """The bytes of one array, with marked ones on both sides."""
+    """Bytes of one array, with marked bytes on both sides."""
 
     everything: ClassVar[weakref.WeakSet[Memory]] = weakref.WeakSet()
     made = 0

@@ -28,14 +28,14 @@ def carried(a: Any) -> Any:
 
 
 def spread(a: np.ndarray) -> standin.ndarray:
-    """`a` as every second element of more."""
+    """Return `a` as every second element of a larger array."""
     view: standin.ndarray = standin.empty((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)[..., ::2]
     np.asarray(view)[...] = a
     return view
 
 
 def returned(a: Any) -> Any:
-    """The opposite of `carried`."""
+    """Return NumPy arrays from the result of a carried call."""
     if isinstance(a, standin.ndarray):
         assert a.device == DEVICE
         return np.array(a)
@@ -47,14 +47,14 @@ def returned(a: Any) -> Any:
 
 
 def bits(a: Any) -> Any:
-    """What two equal arguments have in common, NaN in their arrays or not."""
+    """Return what two equal arguments have in common, even with NaN in their arrays."""
     if isinstance(a, dict | tuple):
         return {k: bits(v) for k, v in a.items()} if isinstance(a, dict) else tuple(map(bits, a))
     return (a.dtype, a.shape, a.tobytes()) if isinstance(a, np.ndarray) else a
 
 
 def there(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of the CUDA room for NumPy's arrays."""
+    """Return `function` of the CUDA module as a function of NumPy arrays."""
 
     def called(*args: Any) -> Any:
         moved = carried(args)
@@ -74,7 +74,7 @@ ROOM = types.SimpleNamespace(
 
 
 def main() -> None:
-    """Each kernel over several blocks."""
+    """Run each kernel with several blocks."""
     compiled.extra = ("-fsanitize=thread", "-g")
     params = {"a": np.ones((700, 2), "float32"), "b": np.ones(3, "float32")}
     rules = dict.fromkeys(params, Adam(0.1)._rule(0.1, 1, None, "a"))

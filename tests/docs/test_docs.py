@@ -1,4 +1,4 @@
-"""The Python of every page runs, and a session shows what it prints."""
+"""Check that the Python code of every page runs, and that sessions print the shown output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SESSION = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
 def backends_needed() -> dict[Snippet, frozenset[str]]:
-    """The backends that each program names, or that made what it takes over from its page's earlier ones."""
+    """Return the backends that each program names, or that its earlier programs on the page name."""
     needs: dict[Snippet, frozenset[str]] = {}
     made: dict[tuple[str, str], frozenset[str]] = {}
     for snippet in PROGRAMS:
@@ -41,7 +41,7 @@ def backends_needed() -> dict[Snippet, frozenset[str]]:
 
 
 def packages_of(page: str) -> set[str]:
-    """Top-level packages that a page's programs import."""
+    """Return the top-level packages that the programs of a page import."""
     nodes = [n for snippet in PROGRAMS if snippet.page == page for n in ast.walk(ast.parse(snippet.code))]
     names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
     names += [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
@@ -99,7 +99,7 @@ def marks_of(page: str, backends: tuple[str, ...]) -> list[pytest.MarkDecorator]
     ],
 )
 def test_python_runs(page, backends, tmp_path, monkeypatch):
-    """A page's programs in order, in one namespace: all that need no other backend than these."""
+    """The programs of a page run in order in one namespace, except those that need other backends."""
     for package in OTHERS.keys() & packages_of(page):
         pytest.importorskip(package, reason=f"{page} needs {package}: pip install {OTHERS[package]}")
     for backend in backends:
@@ -115,7 +115,7 @@ def test_python_runs(page, backends, tmp_path, monkeypatch):
 
 
 def run(snippet: Snippet, namespace: dict[str, object]) -> None:
-    """Run a program; compare what a session shows with what is printed."""
+    """Run a program, and compare the output of sessions with the printed output."""
     if not snippet.is_session:
         # As many empty lines before it as in the page, so that an error names the page's own line.
         exec(compile("\n" * snippet.line + snippet.text, snippet.page, "exec"), namespace)

@@ -1,4 +1,4 @@
-"""The examples of every docstring run; everything that a user calls has one, and a place in the API pages."""
+"""Check that docstring examples run, and that each public name has an example and is on an API page."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ELSEWHERE = {
 
 
 def public(module):
-    """Name -> class or function, of what a user may import from `module`."""
+    """Return the public classes and functions of `module` by name."""
     if module == "xplstm.sklearn":
         pytest.importorskip("sklearn", minversion="1.6", reason="pip install 'xplstm[sklearn]'")
     face = importlib.import_module(module)

@@ -36,7 +36,7 @@ def logistic(z):
 
 
 def layer(rng, input_size, hidden_size, scale=0.5):
-    """Random parameters, nothing alike: four gates in the order i, f, g, o."""
+    """Return distinct random parameters with the gates in the order i, f, g, o."""
     shapes = [(4 * hidden_size, input_size), (4 * hidden_size, hidden_size), 4 * hidden_size, 4 * hidden_size]
     return xplstm.LSTMParams(*(rng.uniform(-scale, scale, shape) for shape in shapes))
 
@@ -64,7 +64,7 @@ def test_code_without_its_indentation_does_not_compile(text):
 
 
 def concatenated_step(weights, biases, x, h, c):
-    """One column-vector step; `weights` are f, i, C, o, each (H, H + I) on h above x."""
+    """Run one step on column vectors; `weights` are f, i, C, o, each (H, H + I) for h above x."""
     hx = np.vstack((h, x))
     f, i, candidate, o = (w @ hx + b for w, b in zip(weights, biases, strict=True))
     c = logistic(f) * c + logistic(i) * np.tanh(candidate)
@@ -120,7 +120,7 @@ def test_000_sequence_of_no_steps_fails_and_ours_does_not():
 
 
 class ColumnLayer:
-    """001's layer: per gate Wh, Wx, b; its backward pass with each fault repaired or left as printed."""
+    """Layer of document 001 with Wh, Wx and b per gate, and a backward pass with selected faults."""
 
     def __init__(self, rng, input_size, hidden_size, scale):
         self.w = {}
@@ -170,7 +170,7 @@ class ColumnLayer:
         return result
 
     def differences(self, xs, dh, eps=1e-6):
-        """Central differences of sum(dh * h_T): the last step carries the loss, as in 001."""
+        """Return central differences of sum(dh * h_T), because in 001 only the last step has a loss."""
         result = {}
         for name, w in self.w.items():
             result[name] = np.empty_like(w)
@@ -189,7 +189,7 @@ REPAIRED = {"cell_path": True, "own_bias": True, "every_input": True}
 
 
 def wrong_gradients(T, **repairs):
-    """Names of the gradients that finite differences of the layer's own forward pass contradict."""
+    """Return the gradients that differ from finite differences of the layer's own forward pass."""
     rng = np.random.default_rng(T)
     built = ColumnLayer(rng, 3, 2, scale=0.5)
     xs = [np.array([[1.0], [2.0], [3.0]]) + t for t in range(T)]
@@ -290,7 +290,7 @@ UPDATE = {
 
 
 class Attributes:
-    """Weights and gradients as attributes, as 001 keeps them, with the printed update."""
+    """Weights and gradients as attributes, as in document 001, with the printed update."""
 
     def __init__(self, built, gradients):
         for name, w in built.w.items():
@@ -318,7 +318,7 @@ def test_001_update_reads_gradients_that_do_not_exist():
 
 
 def rename_gradients(holder):
-    """Give the misspelt names the gradient that their line most likely means."""
+    """Give the misspelt names the gradient that the line probably means."""
     for weight, printed in UPDATE.items():
         if weight != "Wix" and not hasattr(holder, printed):
             setattr(holder, printed, getattr(holder, f"{weight}_grad"))
@@ -445,7 +445,7 @@ def test_002_repaired_script_is_ours():
 
 
 def test_002_pytorch_cell_is_ours():
-    """The CPU path of the cell that 002 quotes: gates i, f, g, o in one product, (h, c) back."""
+    """The CPU path of the cell that 002 quotes has the gates i, f, g, o, and returns (h, c)."""
     rng = np.random.default_rng(2)
     ours = layer(rng, 3, 2)
     x, h, c = rng.standard_normal((4, 3)), rng.standard_normal((4, 2)), rng.standard_normal((4, 2))
@@ -462,7 +462,7 @@ def test_002_pytorch_cell_is_ours():
 
 
 def printed_example():
-    """The program printed with the worked example: four numbers cut as if they were eight."""
+    """Run the program printed with the worked example, which slices four numbers like eight."""
     inputs = {name: array(a) for name, a in record("worked-example-transcript")["inputs"].items()}
     h, c = inputs["h_0"][0, 0], inputs["c_0"][0, 0]
     z = (
@@ -554,7 +554,7 @@ def test_003_our_final_state_of_the_reversed_direction_has_seen_all():
 
 
 def packed_run(torch, rnn, sequences, lengths):
-    """003's handling of ragged batches: sort, pack, run, unpack, and never undo the sorting."""
+    """Handle ragged batches as document 003 does: sort, pack, run and unpack without restoring the order."""
     ordered, indices = lengths.sort(descending=True)
     packed = torch.nn.utils.rnn.pack_padded_sequence(sequences[indices], ordered, batch_first=True)
     out, hidden = rnn(packed)
@@ -590,7 +590,7 @@ def test_003_function_on_a_comment_line_is_never_defined():
 
 
 def character_model(torch):
-    """003's CharLSTM: output flattened to one row for each step and batch entry."""
+    """Return the CharLSTM of document 003, whose output has one row for each step and batch entry."""
     torch.manual_seed(2)
     table, lstm, head = (
         torch.nn.Embedding(5, 6),
@@ -612,7 +612,7 @@ def sample(torch, model, fed, state, temperature=0.8):
 
 
 def printed_generation(torch, model, prompt, length):
-    """003's loop: of the prompt, only the last character is ever fed."""
+    """Run the loop of document 003, which feeds only the last character of the prompt."""
     torch.manual_seed(3)
     ids, state = list(prompt), None
     with torch.no_grad():
@@ -686,7 +686,7 @@ NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
 
 
 class NearlyEqual(doctest.OutputChecker):
-    """Numbers to 8 u of float64, for another processor may round their last digit; all else to the letter."""
+    """Equal up to 8 u of float64, because processors round differently; all other text is equal."""
 
     def check_output(self, want, got, optionflags):
         wanted, given = ([float(v) for v in NUMBER.findall(text)] for text in (want, got))

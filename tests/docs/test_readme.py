@@ -1,4 +1,4 @@
-"""The shell commands of the README and of every other page name things that exist."""
+"""Check that the shell commands of the README and of all pages name things that exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INLINE = re.compile(r"`((?:nox|pytest|pip install|python -m)(?: [^`|]*)?)`")
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Every shell command with its place, in blocks and in the text."""
+    """Yield every shell command with its place, in blocks and in the text."""
     for snippet in SNIPPETS:
         lines = enumerate(snippet.text.splitlines(), start=snippet.line + 1)
         for number, line in lines if snippet.language in ("sh", "console") else ():
@@ -35,7 +35,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 def words_of(command: str) -> list[str]:
-    """Without comment and assignments."""
+    """Return the words of a command without comment and assignments."""
     words = shlex.split(command, comments=True)
     return [word for n, word in enumerate(words) if n or not re.match("[A-Z_]+=", word)]
 
@@ -46,7 +46,7 @@ def optional_dependencies() -> dict[str, list[str]]:
 
 
 def sessions_and_tags() -> tuple[set[str], set[str]]:
-    """Read from the source: nox is not installed where the tests run."""
+    """Read the names from the source, because nox is not installed where the tests run."""
     sessions, tags = set(), set()
     for function in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body:
         if isinstance(function, ast.FunctionDef) and function.decorator_list:

@@ -1,4 +1,4 @@
-"""Documents, comments, docstrings and messages are plain technical English."""
+"""Check that documents, comments, docstrings and messages are plain technical English."""
 
 from __future__ import annotations
 

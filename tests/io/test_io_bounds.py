@@ -1,4 +1,4 @@
-"""Bounds of what a file can do: archives with two readings, budgets, messages, and wrong options."""
+"""Check the limits of untrusted files: ambiguous archives, budgets, messages, and wrong options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xplstm._errors import LONGEST_MESSAGE, FormatError, printable
 
 
 def refusal(content, name, tmp_path):
-    """The message of the FormatError that `content` raises."""
+    """Return the message of the FormatError that `content` causes."""
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(FormatError) as raised:
@@ -34,7 +34,7 @@ START = WHOLE.index(b"PK\x01\x02")
 
 
 def with_a_gap():
-    """Two members with unknown bytes between them; the directory does not mention them."""
+    """Return an archive of two members with unknown bytes between them."""
     content = bytesio.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
         file.writestr("a.npy", npy(np.zeros(3)))
@@ -45,7 +45,7 @@ def with_a_gap():
 
 
 def shifted(distance):
-    """Every offset of the directory is wrong by as much: some readers correct that, and some do not."""
+    """Return an archive whose offsets are all wrong by one number, which some readers correct."""
     content = bytearray(WHOLE)
     place = START
     while (place := content.find(b"PK\x01\x02", place)) >= 0:
@@ -81,7 +81,7 @@ def test_an_archive_with_two_readings_is_refused(case, tmp_path):
 
 
 class Pipe(bytesio.RawIOBase):
-    """Where sizes cannot be written into headers afterwards, so that they follow the members."""
+    """File that cannot seek, so that the sizes of members follow the members."""
 
     def __init__(self):
         self.content = b""
@@ -165,7 +165,7 @@ def test_letters_that_are_no_text_are_replaced(tmp_path):
 
 @pytest.mark.parametrize("header", [bytes(16), b"\1\0" + bytes(6) + (1 << 40).to_bytes(8, "little")])
 def test_a_circle_in_the_heap_of_texts_is_refused(header, tmp_path):
-    """The HDF5 library itself does not return from the first."""
+    """The HDF5 library does not return from the first file."""
     content = bytearray(weightfiles.more()["keras_2.weights.h5"])
     assert io.load(bytes(content)).hidden_size == 5
     start = content.rindex(b"GCOL")
@@ -269,7 +269,7 @@ def test_a_layer_that_has_time_first(time_major, tmp_path):
 
 
 def test_a_functional_model_of_keras_2(tmp_path):
-    """Its archive lists each call as layer, call, output and arguments, as its HDF5 files do."""
+    """Its archive lists each call as layer, call, output and arguments, like HDF5 files of Keras 2."""
     one, entry = (
         layer(),
         {"class_name": "InputLayer", "config": {"name": "x"}, "name": "x", "inbound_nodes": []},

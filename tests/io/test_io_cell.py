@@ -1,4 +1,4 @@
-"""The cell of PyTorch 0.4: its equations, with both biases, either or none."""
+"""Check the cell of PyTorch 0.4 against its equations, with two, one or no biases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells of libraries that are not installed, against their equations as their documentation has them."""
+"""Check cells of libraries that are not installed against the equations in their documentation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def random(*shape: int) -> Any:
 
 
 def igfo(z: Any, c: Any, forget: float) -> Any:
-    """The gates of TensorFlow 1 and Haiku: i, g, f, o, with a number added to f."""
+    """Return h and c from sums in the gate order of TensorFlow 1 and Haiku, with a number added to f."""
     i, g, f, o = np.split(z, 4, axis=1)
     c = sigmoid(f + forget) * c + sigmoid(i) * np.tanh(g)
     return sigmoid(o) * np.tanh(c), c

@@ -1,4 +1,4 @@
-"""Live modules that may compute something else than their weights show, and weights that no call can use."""
+"""Check modules whose calls may differ from their weights, and weights that no call can use."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_module_of_torch_that_computes_the_same_loads(torch):
     nn = torch.nn
 
     class Sizes(nn.LSTM):
-        """Only other sizes."""
+        """Subclass of LSTM with fixed sizes."""
 
         def __init__(self):
             super().__init__(3, 5, batch_first=True)
@@ -215,7 +215,7 @@ def test_parts_of_a_cell_of_nnx_that_may_compute_something_else_are_refused(jax)
             return 2 * super().__call__(x)
 
     class Same(nnx.Linear):
-        """Nothing new."""
+        """Subclass without changes."""
 
     def replaced(kind):
         cell = nnx.LSTMCell(3, 5, rngs=nnx.Rngs(0))
@@ -260,7 +260,7 @@ def test_modules_of_equinox_that_may_compute_something_else_are_refused(jax):
         bias: jax.Array
 
     class Same(eqx.nn.GRUCell):
-        """Nothing new."""
+        """Subclass without changes."""
 
     key = jax.random.key(0)
     cell = eqx.nn.LSTMCell(3, 5, key=key)

@@ -1,4 +1,4 @@
-"""Parameters in another dtype: those of a file, while the network keeps its own."""
+"""Check parameters in another dtype in files, while the network keeps its dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saving: whatever fails, and whenever the power goes, the old file or the new one is there whole."""
+"""Check that after any failure or power loss during a save, the old or the new file is complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALLS = ("open", "write", "fsync", "close", "replace")
 
 
 class Failing:
-    """Lets the Nth call of some functions of `os` fail, and counts them."""
+    """Make the Nth call of some functions of `os` fail, and count the calls."""
 
     def __init__(self, monkeypatch, nth, short):
         self.nth, self.calls = nth, []
@@ -45,7 +45,7 @@ class Failing:
 @pytest.mark.parametrize("short", [False, True], ids=["whole writes", "short writes"])
 @pytest.mark.parametrize("suffix", weightfiles.SUFFIXES)
 def test_the_nth_failure_leaves_the_old_file_or_the_new(suffix, short, tmp_path, monkeypatch):
-    """N = 1, 2, ... until a save succeeds; as SQLite tests itself."""
+    """N counts up until a save succeeds, as in the tests of SQLite."""
     path = tmp_path / f"weights{suffix}"
     old, new = weightfiles.lstm(rng=1), weightfiles.lstm(rng=2)
     io.save(path, old)

@@ -1,4 +1,4 @@
-"""Files of Equinox, which have no names: cells are found by shapes, and the format must be named."""
+"""Check Equinox files, which have no names: shapes identify cells, and the caller names the format."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_is_no_whole_file_is_refused(case: str, tmp_path: Any) -> None:
 
 
 def test_a_cell_without_a_bias_keeps_its_neighbour(tmp_path: Any) -> None:
-    """A vector that cannot be the bias of the cell belongs to what follows."""
+    """A vector that cannot be the bias of the cell belongs to the next object."""
     (tmp_path / "model.eqx").write_bytes(arrays((20, 3), (20, 5), (7,), (20, 3), (20, 5), (20,)))
     found = io.inspect(tmp_path / "model.eqx").networks
     assert [(one[0], one[3]) for one in found] == [("0", "LSTM(3, 5, bias=False)"), ("3", "LSTM(3, 5)")]

@@ -1,4 +1,4 @@
-"""Per-gate weights and column vectors: there and back, and what they compute."""
+"""Check the conversion of separate gate weights and column vectors in both directions, and their results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ T, I, H = 4, 3, 5
 
 
 def joined(I=I, H=H, candidate="C", columns=True, seed=0):
-    """Weights as 000, 004 and 002 print them, nothing alike."""
+    """Return distinct weights in the form of the documents 000, 004 and 002."""
     rng = np.random.default_rng(seed)
     found = {f"W{k}": rng.standard_normal((H, H + I)) for k in f"fi{candidate}o"}
     return found | {f"b{k}": rng.standard_normal((H, 1) if columns else H) for k in f"fi{candidate}o"}
 
 
 def parted(I=I, H=H, seed=0):
-    """Weights as 001 prints them."""
+    """Return distinct weights in the form of the document 001."""
     found = {}
     rng = np.random.default_rng(seed)
     for k in "fioc":
@@ -37,7 +37,7 @@ def logistic(z):
 
 
 def their_step(weights, x, h, c):
-    """One step of column vectors on joined weights, written from the equations."""
+    """Run one step on column vectors with joined weights, written from the equations."""
     z = {k: weights[f"W{k}"] @ np.vstack((h, x)) + weights[f"b{k}"] for k in "fiCo"}
     c = logistic(z["f"]) * c + logistic(z["i"]) * np.tanh(z["C"])
     return logistic(z["o"]) * np.tanh(c), c

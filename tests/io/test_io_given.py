@@ -138,7 +138,7 @@ def test_a_module_of_nnx_says_what_its_weights_do_not(kind):
 
 
 def sigmoid(x):
-    """A function of another library than JAX may have the name of one of its own."""
+    """Function of another library with the name of a JAX function."""
     return x > 0
 
 
@@ -167,7 +167,7 @@ def test_an_option_that_does_not_exist_is_named():
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_refused(tmp_path):
-    """To open a pipe that nothing writes to would never return."""
+    """Opening a pipe without a writer would never return."""
     path = tmp_path / "pipe.safetensors"
     os.mkfifo(path)
     calls = [io.load, io.inspect, io.arrays, io.load_model, xplstm.training.load_checkpoint]

@@ -1,4 +1,4 @@
-"""Weights of GRUs by the names, axes and gate orders of other libraries."""
+"""Check GRU weights with the names, axes and gate orders of other libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def logistic(z):
 
 
 def steps(x, sums):
-    """h after every step; `sums` gives r, z and the candidate from x and h."""
+    """Return h after every step; `sums` returns r, z and the candidate from x and h."""
     h, rows = np.zeros((x.shape[1], H)), []
     for x_t in x:
         _, z, candidate = sums(x_t, h)
@@ -27,7 +27,7 @@ def steps(x, sums):
 
 
 def rows(w, order, bias_ih, bias_hh):
-    """Rows of gates in one matrix, the reset gate after the product."""
+    """Return a function that computes gates from rows of a matrix, with the reset gate after the product."""
 
     def sums(x, h):
         a = dict(zip(order, np.split(x @ w["ih"].T + bias_ih, 3, axis=1), strict=True))
@@ -53,7 +53,7 @@ def keras(w):
 
 
 def keras_before(w):
-    """The reset gate before the product, as `reset_after=False` has it."""
+    """Return a function that computes the gates with the reset gate before the product."""
 
     def sums(x, h):
         a = x @ w["kernel"] + w["bias"]

@@ -1,4 +1,4 @@
-"""Files from strangers: what is wrong is a FormatError that names the file; nothing runs, nothing grows."""
+"""Check untrusted files: each error is a FormatError with the path, no code runs, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def npy(a):
 
 
 def brackets(depth, end=b""):
-    """An array whose shape is `depth` tuples deep, with `end` closing each."""
+    """Return a header of a NumPy array whose shape has `depth` nested tuples, each closed by `end`."""
     text = b"{'descr':'<f4','fortran_order':False,'shape':(" + b"(" * depth + end * depth + b"),}"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
@@ -367,7 +367,7 @@ def test_memory_stays_within_a_multiple_of_the_file(case, tmp_path):
 
 
 class Trap:
-    """What a pickle can make run when it is loaded."""
+    """Object that would run code when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -413,7 +413,7 @@ def test_a_flipped_bit_of_a_weight_is_seen(name, tmp_path):
 
 
 def test_a_flipped_bit_of_a_packed_weight_is_seen(tmp_path):
-    """What is unpacked to other numbers without a complaint has another checksum."""
+    """The checksum detects bytes that unpack to other numbers without an error."""
     path = tmp_path / "packed.npz"
     np.savez_compressed(path, **weightfiles.lstm(hidden_size=64).params)
     whole = path.read_bytes()
@@ -437,7 +437,7 @@ CHANGE = st.tuples(
 
 
 def changed(content, changes):
-    """`content` after some changes, each at a place between its beginning, 0, and its end, 1."""
+    """Return `content` after some changes, each at a relative position between 0 and 1."""
     content = bytearray(content)
     for kind, place, some in changes:
         at = int(place * len(content))
@@ -462,7 +462,7 @@ UNREADABLE = () if importlib.util.find_spec("h5py") else (ImportError,)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(NAMES), changes=st.lists(CHANGE, min_size=1, max_size=4))
 def test_a_changed_file_loads_or_is_refused(name, changes, tmp_path):
-    """Never another error than those raised on purpose, and no more memory than the file accounts for."""
+    """Only intended errors occur, and the memory is bounded by the file size."""
     content = changed(weightfiles.whole()[name], changes)
     path = tmp_path / name
     path.write_bytes(content)
@@ -540,7 +540,7 @@ def test_names_do_not_reach_a_terminal_raw(tmp_path):
 
 
 def test_a_directory_is_parsed_at_most_twice(tmp_path, monkeypatch):
-    """Once to find the format, once to read; not for each member, which would take time by its square."""
+    """It is parsed to find the format and to read, but not for each member, which takes quadratic time."""
     path = tmp_path / "many.npz"
     np.savez(path, **{f"a{k}": np.full(2, k) for k in range(300)})
     opened = []
@@ -575,7 +575,7 @@ def test_names_of_members_in_other_letters(tmp_path):
 
 
 def many(count, *, size=b"J\x00\x00\x04\x00"):
-    """A file of `count` tensors over one storage of 2**18 float32."""
+    """Return a file of `count` tensors on one storage of 2**18 float32 numbers."""
     one = tensor(shape=size, strides=b"K\x01")
     named = b"".join(b"X\x05\x00\x00\x00%05d" % k + one + b"s" for k in range(count))
     return zipped([("archive/data.pkl", b"\x80\x02}" + named + b"."), ("archive/data/0", bytes(1 << 20))])

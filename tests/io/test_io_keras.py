@@ -1,4 +1,4 @@
-"""Files that Keras wrote, read without it; files of ours, read by it; untrusted files."""
+"""Check files of Keras, read without Keras; files of this package, read by Keras; and untrusted files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def keras(torch: Any) -> Any:
 
 
 def sequential(keras: Any, *layers: Any) -> Any:
-    """A model of random weights."""
+    """Return a model with random weights."""
     model = keras.Sequential([keras.Input((None, I)), *layers])
     rng = np.random.default_rng(1)
     model.set_weights([rng.normal(size=w.shape).astype("float32") * 0.7 for w in model.get_weights()])
@@ -266,11 +266,11 @@ SHAPES = {"0": (I, 4 * H), "1": (H, 4 * H), "2": (4 * H,)}
 
 
 def nothing(file: Any) -> None:
-    """Leave a file as it is."""
+    """Leave a file unchanged."""
 
 
 def weights(change: Any = nothing) -> bytes:
-    """A weight file of one LSTM, after a change."""
+    """Return the weight file of one LSTM after a change."""
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         for name, shape in SHAPES.items():
@@ -292,7 +292,7 @@ def layer(**config: Any) -> dict[str, Any]:
 
 
 def archive(h5: bytes | None = None, config: Any = None, **more: bytes) -> bytes:
-    """A model of one LSTM."""
+    """Return a model of one LSTM."""
     config = {"class_name": "Sequential", "config": {"layers": [layer()]}} if config is None else config
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
@@ -527,7 +527,7 @@ def test_an_output_that_is_used_again_is_no_inner_layer(keras: Any, kind: str, t
 
 
 def test_weights_by_name_tell_no_options(tmp_path: Any) -> None:
-    """As Keras 2 wrote weights alone."""
+    """The file has the form in which Keras 2 wrote weights alone."""
     with h5py.File(tmp_path / "old.h5", "w") as file:
         for name, shape in zip(("kernel", "recurrent_kernel", "bias"), SHAPES.values(), strict=True):
             file[f"lstm/lstm/lstm_cell/{name}"] = np.zeros(shape, "float32")

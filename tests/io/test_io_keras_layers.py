@@ -1,4 +1,4 @@
-"""HDF5 files with the names of layers: as Keras 2 writes them by its source, and as Keras 3 still does."""
+"""Check HDF5 files with layer names, as the source of Keras 2 writes them, and as Keras 3 can write them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KERNELS = ("kernel", "recurrent_kernel", "bias")
 
 
 def layer(name: str = "lstm_1", kind: str = "LSTM", **config: Any) -> dict[str, Any]:
-    """The configuration of one layer as Keras 2 has it: no module, every option."""
+    """Return the configuration of one layer in Keras 2: no module, and every option."""
     told: dict[str, Any] = {"name": name, "units": H, "go_backwards": False, "implementation": 1}
     if kind != "CuDNNLSTM":
         told |= {"activation": "tanh", "recurrent_activation": "hard_sigmoid", "use_bias": True}
@@ -31,7 +31,7 @@ def layer(name: str = "lstm_1", kind: str = "LSTM", **config: Any) -> dict[str, 
 
 
 def model(*layers: Any, kind: str = "Sequential") -> dict[str, Any]:
-    """A model of Keras 2: a Sequential's layers were first a list of their own."""
+    """Return a model of Keras 2, in which the layers of a Sequential were a list."""
     return {"class_name": kind, "config": list(layers) if kind == "Sequential" else {"layers": list(layers)}}
 
 
@@ -42,7 +42,7 @@ def arrays(inputs: int, seed: int, cudnn: bool = False) -> dict[str, np.ndarray]
 
 
 def write(path: Any, cells: dict[str, Any], config: Any = None, version: str | None = "2.2.4") -> Any:
-    """Write cells by their places; a whole model where there is a configuration."""
+    """Write cells by their paths, and the complete model if there is a configuration."""
     with h5py.File(path, "w") as file:
         group = file if config is None else file.create_group("model_weights")
         group.attrs["layer_names"] = [np.bytes_(place.split("/")[0]) for place in cells]
@@ -59,7 +59,7 @@ def write(path: Any, cells: dict[str, Any], config: Any = None, version: str | N
 
 
 def run(x: Any, cell: dict[str, Any], gate: Any, reverse: bool = False) -> Any:
-    """One layer by Keras's equations, batch first."""
+    """Run one layer by the equations of Keras, with the batch first."""
     h = c = np.zeros((x.shape[0], H))
     y = []
     for x_t in x.swapaxes(0, 1)[:: -1 if reverse else 1]:
@@ -88,7 +88,7 @@ def close(found: Any, wanted: Any) -> None:
 
 
 def call(name: str, *below: str) -> Any:
-    """A layer of a functional model with its calls, as Keras 2 has them."""
+    """Return a layer of a functional model with its calls, in the form of Keras 2."""
     return layer(name, recurrent_activation="sigmoid") | {
         "name": name,
         "inbound_nodes": [[[one, 0, 0, {}] for one in below]],
@@ -245,7 +245,7 @@ def test_weights_of_another_layer_are_not_taken(tmp_path: Any) -> None:
 
 
 def plain_of_cudnn(cell: dict[str, Any]) -> dict[str, Any]:
-    """The same layer in the equations' form: cuDNN has a matrix (units, inputs) a gate, row by row."""
+    """Convert a cuDNN layer to the standard form; cuDNN has a matrix (units, inputs) per gate."""
     units = [cell["kernel"][:, k * H : (k + 1) * H].ravel().reshape(H, -1).T for k in range(4)]
     hidden = [cell["recurrent_kernel"][:, k * H : (k + 1) * H].T for k in range(4)]
     bias = cell["bias"][: 4 * H] + cell["bias"][4 * H :]

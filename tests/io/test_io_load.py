@@ -1,4 +1,4 @@
-"""What `load`, `save` and `inspect` do with whole files and mappings, whatever wrote them."""
+"""Check `load`, `save` and `inspect` on complete files and mappings of every origin."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def logistic(z):
 
 
 def steps(x, gates):
-    """h after every step, written from the equations; `gates` gives the sums of each gate by name."""
+    """Return h after every step by the equations; `gates` returns the sums of each gate by name."""
     h = c = np.zeros(H)
     rows = []
     for x_t in x:
@@ -50,13 +50,13 @@ def draws(shapes, seed=3):
 
 
 def joined(weights, ih, hh, bias, order, columns):
-    """Return the sums of each gate, with all weights in one matrix."""
+    """Return a function that computes the sums of each gate from weights in one matrix."""
     w, u = (weights[ih], weights[hh]) if not columns else (weights[ih].T, weights[hh].T)
     return lambda x, h: dict(zip(order, np.split(w @ x + u @ h + weights[bias], 4), strict=True))
 
 
 def dense(weights, f):
-    """The sums of each gate of a Flax cell."""
+    """Return a function that computes the sums of each gate of a Flax cell."""
     first = {"f": f, **{gate: f"i{gate}" for gate in "igo"}}
     return lambda x, h: {
         g: x @ weights[f"{first[g]}.kernel"] + h @ weights[f"h{g}.kernel"] + weights[f"h{g}.bias"]
@@ -65,7 +65,7 @@ def dense(weights, f):
 
 
 def chained(weights):
-    """The sums of each gate of Chainer's, as its code takes them: i, f, candidate, o."""
+    """Return a function that computes Chainer's sums in the order of its code: i, f, candidate, o."""
     return lambda x, h: {
         g: weights[f"0.w{k}"] @ x + weights[f"0.b{k}"] + weights[f"0.w{k + 4}"] @ h + weights[f"0.b{k + 4}"]
         for k, g in enumerate("ifgo")
@@ -109,7 +109,7 @@ def test_a_layout_means_what_its_equations_say(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_there_and_back(layout, xp):
-    """Theirs to ours to theirs, bit for bit; of any library, and in that library."""
+    """Conversion in both directions keeps all bits, the library and the names."""
     shapes, _ = LAYOUTS[layout]
     theirs = draws(shapes)
     lstm = io.load(xp.arrays(theirs), format=layout, xp=xp.xp)
@@ -322,7 +322,7 @@ def test_a_layout_that_names_do_not_tell_must_be_said():
 
 
 def test_numbered_cells_that_could_be_layers_or_directions_must_be_said():
-    """With as many inputs as units, two cells of Chainer fit as two layers and as two directions."""
+    """If inputs and units are equal in number, two Chainer cells fit as two layers and as two directions."""
     cells = [CHAINER.write(xplstm.io.layers.split(xplstm.LSTM(H, H, rng=k).params)[0][0]) for k in (1, 2)]
     theirs = {f"{k}.{name}": a for k, cell in enumerate(cells) for name, a in cell.items()}
     with pytest.raises(ArgumentError, match="bidirectional= is needed"):
@@ -450,7 +450,7 @@ def test_shapes_that_a_named_format_does_not_have_are_said(name):
 @pytest.mark.parametrize("form", ["joined", "parted"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_matrices_of_documents_there_and_back(form, bias):
-    """What they mean is tested with `io.gates`, which writes and reads them."""
+    """The tests of `io.gates` check the meaning of these matrices."""
     lstm = xplstm.LSTM(I, H, bias=bias, dtype="float64", rng=5)
     found = io.load(io.to_mapping(lstm, form), format=form)
     assert repr(found) == repr(lstm)
@@ -539,7 +539,7 @@ def test_the_table_lines_up(tmp_path):
 
 
 def test_a_header_is_aligned_and_names_what_we_wrote(tmp_path):
-    """What the package of safetensors asks of a file, and reads."""
+    """The package safetensors requires the alignment, and reads the names."""
     content = weightfiles.whole()["whole.safetensors"]
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -551,7 +551,7 @@ def test_a_header_is_aligned_and_names_what_we_wrote(tmp_path):
 
 
 def test_a_file_of_many_megabytes(tmp_path):
-    """Places are as large as the file; it has holes on the disk, so that it costs nothing to write."""
+    """The file has holes on the disk, so that writing it is cheap."""
     ours = xplstm.LSTM(I, H, rng=1).params
     header = {"a": {"dtype": "U8", "shape": [1 << 28], "data_offsets": [0, 1 << 28]}}
     end = 1 << 28

@@ -1,4 +1,4 @@
-"""ONNX's operators LSTM and RNN as functions: against ONNX Runtime, and on every array library."""
+"""Check the ONNX operators LSTM and RNN as functions, against ONNX Runtime and on every array library."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIDES = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
 def arrays(rng: np.random.Generator, op: str, direction: str, dtype: str = "float32") -> dict[str, Any]:
-    """Inputs of a node, all different: T, B, I, H and D too."""
+    """Return inputs of a node; T, B, I, H and D all differ."""
     D, gates = SIDES[direction], {"LSTM": 4, "RNN": 1}[op]
     T, B, I, H = 6, 4, 5, 3
     shapes = {
@@ -48,7 +48,7 @@ def arrays(rng: np.random.Generator, op: str, direction: str, dtype: str = "floa
 
 
 def attributes(rng: np.random.Generator, op: str, direction: str) -> dict[str, Any]:
-    """Random attributes; constants only for the functions that take them."""
+    """Return random attributes, with constants only for functions that have constants."""
     names = [str(n) for n in rng.choice(list(FUNCTIONS), size={"LSTM": 3, "RNN": 1}[op] * SIDES[direction])]
     chosen: dict[str, Any] = {"direction": direction, "hidden_size": 3, "activations": names}
     for place, letter in enumerate(("alpha", "beta")):
@@ -103,7 +103,7 @@ def test_agrees_with_onnx_runtime(op: str, direction: str, seed: int) -> None:
 @pytest.mark.parametrize("op", ["LSTM", "RNN"])
 @pytest.mark.parametrize("direction", SIDES)
 def test_every_library(op: str, direction: str, xp: Any) -> None:
-    """In batch-major layout against NumPy's in time-major layout, both in float64."""
+    """Compare batch-major results with NumPy's time-major results, both in float64."""
     rng = np.random.default_rng(3)
     inputs, chosen = arrays(rng, op, direction, "float64"), attributes(rng, op, direction)
     run = getattr(ours, op.lower())

@@ -1,4 +1,4 @@
-"""What feeds a recurrent node of a model: read rightly, asked for, or refused with the name of the node."""
+"""Check the inputs of recurrent nodes: read correctly, requested as an option, or refused by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def exported(model: Any, inputs: tuple[Any, ...], path: Path, **options: Any) ->
 
 
 def loaded(path: Path, batch_first: bool) -> Any:
-    """The network, with the order of axes as an argument if `load` needs it."""
+    """Return the network, with the order of axes as an argument if `load` needs it."""
     try:
         return xplstm.io.load(path)
     except xplstm.ArgumentError as error:
@@ -41,7 +41,7 @@ def loaded(path: Path, batch_first: bool) -> Any:
 
 
 class Front(torch.nn.Module):  # type: ignore[misc]
-    """A layer before an LSTM."""
+    """Model with a layer before an LSTM."""
 
     def __init__(self, front: Any, batch_first: bool) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Front(torch.nn.Module):  # type: ignore[misc]
 
 
 class Convolved(torch.nn.Module):  # type: ignore[misc]
-    """A convolution along time."""
+    """Model with a convolution along time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Convolved(torch.nn.Module):  # type: ignore[misc]
 
 
 class Turned(torch.nn.Module):  # type: ignore[misc]
-    """Time backwards."""
+    """Model that reverses time."""
 
     def __init__(self, axis: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_a_turned_sequence_is_refused(axis: int, first: Any, tmp_path: Path) -> 
 
 
 class Joined(torch.nn.Module):  # type: ignore[misc]
-    """Parts of a sequence put together."""
+    """Model that concatenates parts of a sequence."""
 
     def __init__(self, axis: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def test_numbers_in_other_places_are_refused(op: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [3, 4])
 def test_sizes_that_fit_one_batch_prove_nothing(batch: int, tmp_path: Path) -> None:
-    """ONNX Runtime takes any batch, and a Reshape to (-1, batch, I) mixes time and every other batch."""
+    """A Reshape to (-1, batch, I) mixes time and batch at every other batch size."""
     rng, helper = np.random.default_rng(0), onnx.helper
     given = {
         "W": rng.normal(size=(1, 4 * H, I)).astype("float32"),
@@ -180,7 +180,7 @@ SPREADS = {
 
 
 class Learned(torch.nn.Module):  # type: ignore[misc]
-    """An initial state that is a parameter, or made of constants."""
+    """Model whose initial state is a parameter, or computed from constants."""
 
     def __init__(self, kind: str, way: str, **options: Any) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ def test_a_network_without_a_state_of_its_own_comes_alone(tmp_path: Path) -> Non
 
 
 def least_of_steps(x: str) -> list[Any]:
-    """Nodes that compute min(T, 100) as `steps`."""
+    """Return nodes that compute min(T, 100) as `steps`."""
     node = onnx.helper.make_node
     sizes = [node("Shape", [x], ["sizes"]), node("Slice", ["sizes", "zero", "one"], ["T"])]
     return [*sizes, node("Min", ["T", "most"], ["steps"])]
@@ -335,7 +335,7 @@ def test_a_function_of_the_input_is_not_lost(op: str, moved: bool, tmp_path: Pat
 
 
 def changed_twice() -> dict[str, list[Any]]:
-    """Nodes that compute z from x, and that read x more than once or change a part of it."""
+    """Return nodes that compute z from x, and read x more than once or change a part of x."""
     node = onnx.helper.make_node
     clip = node("Clip", ["x", "low", "high"], ["c"], "front")
     parts = [node("Split", ["x", "sizes"], ["p", "q"], "parts", axis=2)]
@@ -408,7 +408,7 @@ def test_paths_that_do_not_change_the_input_load(case: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("to", ["BOOL", "INT8", "UINT8", "INT16", "UINT16", "FLOAT16", "BFLOAT16", "FLOAT"])
 def test_lengths_that_a_type_cannot_hold_are_refused(to: str, tmp_path: Path) -> None:
-    """A length as a bool is 1, and 300 as a uint8 is 44."""
+    """As a bool, each length is 1; as a uint8, 300 becomes 44."""
     node = onnx.helper.make_node
     narrow = node("Cast", ["lengths"], ["narrow"], to=getattr(onnx.TensorProto, to))
     wide = node("Cast", ["narrow"], ["wide"], to=onnx.TensorProto.INT32)
@@ -422,7 +422,7 @@ def test_lengths_that_a_type_cannot_hold_are_refused(to: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("way", ["direct", "Cast", "Min"])
 def test_a_default_of_lengths_comes_with_the_network(way: str, tmp_path: Path) -> None:
-    """Lengths may be passed in place of the default; a type that cannot hold them is still refused."""
+    """Lengths may replace the default; a type that cannot represent them is still refused."""
     node, path = onnx.helper.make_node, tmp_path / "m.onnx"
     nodes = [node(way, ["lengths"], ["l"], **({"to": 6} if way == "Cast" else {}))] if way != "direct" else []
     name = "l" if nodes else "lengths"
@@ -459,7 +459,7 @@ def test_a_default_of_lengths_comes_with_the_network(way: str, tmp_path: Path) -
 @pytest.mark.parametrize("op", ["Mul", "Add", "Tanh", "Identity"])
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_a_default_of_the_state_that_nodes_change_is_refused(op: str, value: float, tmp_path: Path) -> None:
-    """The nodes would be lost for a state that is passed in place of the default."""
+    """A state that replaces the default would not pass through the nodes."""
     path, given = tmp_path / "m.onnx", {"start": np.full((1, 2, H), value), "two": np.asarray(2.0)}
     inputs = ["start", "two"] if op in ("Mul", "Add") else ["start"]
     write_lstm(path, [onnx.helper.make_node(op, inputs, ["h"])], **given)
@@ -495,7 +495,7 @@ def test_a_state_made_of_the_size_of_the_batch_is_refused(scaled: bool, tmp_path
 
 
 class Crossed(torch.nn.Module):  # type: ignore[misc]
-    """A second layer along the batch."""
+    """Model with a second layer along the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -561,7 +561,7 @@ def test_one_lstm_used_twice(tmp_path: Path) -> None:
 
 
 def bomb(*between: Any, kept: dict[str, np.ndarray] | None = None) -> bytes:
-    """Two LSTMs, and nodes between them that make much of little."""
+    """Return two LSTMs, and nodes between them whose results are much larger than their inputs."""
     make, node = onnx.helper, onnx.helper.make_node
     rng = np.random.default_rng(0)
     weights = {"W": (1, 8, 3), "R": (1, 8, 2), "W2": (1, 8, 2)}
@@ -602,7 +602,7 @@ def bombs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("op", ["Range", "Pad", "Conv", "Gemm", "Less"])
 def test_an_initial_state_has_the_same_budget(op: str, tmp_path: Path) -> None:
-    """Nodes that compute numbers are bounded before they run, like those that move them."""
+    """Arithmetic nodes are bounded before they run, like nodes that move elements."""
     wide, attributes = np.zeros((1, 1 << 14)), {"pads": [0, 1 << 28]} if op == "Conv" else {}
     given: dict[str, list[np.ndarray]] = {
         "Range": [np.asarray(0), np.asarray(1 << 40), np.asarray(1)],
@@ -624,7 +624,7 @@ def test_an_initial_state_has_the_same_budget(op: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
 def test_constant_lengths_come_with_the_network(same: bool, options: Any, tmp_path: Path) -> None:
-    """They are those of all layers, as in a model whose lengths were fixed when it was written."""
+    """All layers share the lengths that the exporter fixed."""
     model, lengths = ours.export(xplstm.LSTM(I, H, rng=0, **options)), np.asarray([3, 6], "int32")
     lengths = np.full(2, 4, "int32") if same else lengths
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""ONNX files as exporters write them: tensors in other files, nodes inside nodes."""
+"""Check ONNX files of exporters with external tensors and nested graphs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def model_of(nodes: Any, inputs: Any, outputs: Any, kept: Any, **options: Any) -
 
 
 def branch(name: str, kept: dict[str, np.ndarray]) -> Any:
-    """A graph inside of a node; both branches use the same names."""
+    """Return a graph for an If node; both branches use the same names."""
     lstm = node("LSTM", ["x", "W_in", "R_in", "B_in"], ["Y_in"], "lstm", hidden_size=2)
     made = [make.make_tensor_value_info("Y_in", FLOAT, None)]
     initial = [onnx.numpy_helper.from_array(a, f"{k}_in") for k, a in kept.items()]

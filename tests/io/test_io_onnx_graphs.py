@@ -1,4 +1,4 @@
-"""Networks read from random ONNX graphs: each equals what ONNX Runtime computes, or is refused by name."""
+"""Check networks from random ONNX graphs: each equals ONNX Runtime, or is refused by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNK = 50
 
 
 def read(path: Path, case: Case, prefix: str | None, seen: Counter[str]) -> Any:
-    """The network and its arguments, with the order of axes as an argument if needed; or the refusal."""
+    """Return the network and its arguments, with the order of axes if needed; or the error."""
     options: dict[str, Any] = {}
     while True:
         try:
@@ -35,7 +35,7 @@ def read(path: Path, case: Case, prefix: str | None, seen: Counter[str]) -> Any:
 def compare(
     case: Case, values: dict[str, np.ndarray], net: Any, own: Any, first: str, seen: Counter[str]
 ) -> None:
-    """Run the network on what its first layer is given."""
+    """Run the network on the inputs of its first layer."""
     layers = net._stack.num_layers
     last = case.nodes[case.nodes.index(first) + layers - 1]
     given = case.layer_input if first == "first" else by_name(case, first).input[0]

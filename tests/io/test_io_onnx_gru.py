@@ -1,4 +1,4 @@
-"""ONNX's operator GRU: run, read and exported, against ONNX Runtime."""
+"""Check the ONNX operator GRU: run, load and export, against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def session_of(model: Any) -> Any:
 
 
 def gru_model(seed: int, direction: str, **attributes: Any) -> tuple[Any, dict[str, np.ndarray]]:
-    """A node whose parameters are constants and whose other inputs are those of the model."""
+    """Return a model of a node with constant parameters, whose other inputs are model inputs."""
     rng, D = np.random.default_rng(seed), SIDES[direction]
     shapes = {"W": (D, 3 * H, I), "R": (D, 3 * H, H)} | ({"B": (D, 6 * H)} if rng.integers(2) else {})
     kept = {name: rng.normal(size=shape).astype("float32") for name, shape in shapes.items()}

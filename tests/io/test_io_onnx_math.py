@@ -1,4 +1,4 @@
-"""The arithmetic around recurrent nodes: onnx's own cases, models of PyTorch, and the real Silero VAD."""
+"""Check arithmetic around recurrent nodes: cases of onnx, models of PyTorch, and the real Silero VAD."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_an_error_of_a_node_names_file_and_node(case: str, tmp_path: Path) -> No
 
 
 def test_a_function_with_the_name_of_an_operator_is_refused() -> None:
-    """ONNX leaves it to the runtime which of the two runs."""
+    """In ONNX, the runtime decides whether the function or the operator runs."""
     x, opset = np.ones(3, "f4"), make.make_opsetid("", 17)
     for name, refused in (("Identity", True), ("Opposite", False)):
         model = model_of([make.make_node(name, ["x"], ["y"])], {"x": x}, ["y"])
@@ -192,7 +192,7 @@ def test_dropout_in_training_is_refused() -> None:
 
 
 def branches(outer: str) -> Any:
-    """An If: an LSTM whose weights are outside of the branch, or zeros of the same shape."""
+    """Return an If node: an LSTM with weights outside the branch, or zeros of the same shape."""
     node = make.make_node
     lstm = [node("LSTM", [outer, "W", "R"], ["Y"], hidden_size=2), node("Identity", ["Y"], ["t"])]
     zeros = [node("Mul", [outer, "none"], ["e0"]), node("Unsqueeze", ["e0", "one"], ["e1"])]

@@ -1,4 +1,4 @@
-"""ONNX models: the backend against onnx's own cases, exports against ONNX Runtime, models loaded again."""
+"""Check ONNX models: the backend on cases of onnx, exports in ONNX Runtime, and loading of exports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T, B, I, H = 5, 4, 3, 2
 
 @pytest.fixture(scope="module")
 def cases() -> Any:
-    """The class of onnx's node tests, run by our backend."""
+    """Return the class of onnx's node tests, run by this backend."""
     backend_test = pytest.importorskip("onnx.backend.test")
     return backend_test.BackendTest(ours, __name__).test_cases["OnnxBackendNodeModelTest"]
 
@@ -51,7 +51,7 @@ def test_cases_of_onnx(cases: Any, names: str, least: int) -> None:
 def lstm_model(
     inputs: dict[str, Any], weights: dict[str, Any], op: str = "LSTM", nodes: Any = (), **attributes: Any
 ) -> Any:
-    """One node, its weights as initialisers; `nodes` come before it."""
+    """Return a model of one node with initialisers as weights; `nodes` come before it."""
     order = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
     names = [name if name in weights or name in inputs else "" for name in order]
     while not names[-1]:
@@ -74,7 +74,7 @@ def weights(rng: np.random.Generator, D: int = 1, gates: int = 4) -> dict[str, n
 
 
 def test_every_library(xp: Any, rng: np.random.Generator) -> None:
-    """An exported stack, whose graph also works with shapes, where the arrays are."""
+    """An exported stack with shape operations runs on the library of the arrays."""
     lstm = xplstm.LSTM(I, H, 2, bidirectional=True, merge="mean", batch_first=True, rng=1)
     x = rng.normal(size=(B, T, I)).astype("float32")
     lengths = np.asarray([5, 0, 2, 4], dtype="int32")
@@ -102,7 +102,7 @@ def test_another_library_is_refused() -> None:
 
 
 def network(seed: int) -> Any:
-    """A random network that ONNX can say."""
+    """Return a random network that ONNX supports."""
     rng = np.random.default_rng(seed)
     D = int(rng.integers(2))
     options: dict[str, Any] = {
@@ -127,7 +127,7 @@ def network(seed: int) -> Any:
 
 
 def feeds(net: Any, seed: int) -> list[dict[str, np.ndarray]]:
-    """x alone, with lengths, and with a state too; of several sizes, no steps and one row among them."""
+    """Return x alone, with lengths, and with a state, of several sizes, with no steps or one batch entry."""
     rng, found = np.random.default_rng(seed), []
     states = net._stack.num_layers * len(net._stack.reverse)
     for steps, rows in ((T, B), (7, 1), (0, 3)):
@@ -285,7 +285,7 @@ def test_exports_of_torch(
 def test_fixed_sizes_between_layers(
     batch: int, D: int, batch_first: bool, spoiled: bool, rng: np.random.Generator, tmp_path: Any
 ) -> None:
-    """Reshape with the sizes of one input, as exporters write it that are given no free ones."""
+    """Exporters without free sizes write a Reshape with the sizes of one input."""
     width, kept, nodes = D * H, {}, []
     shape = (batch, T, I) if batch_first else (T, batch, I)
     below = "x"
@@ -369,7 +369,7 @@ def test_arrays_by_the_operators_names(rng: np.random.Generator) -> None:
 
 
 def graph_of(*nodes: Any, outputs: tuple[str, ...] = ("Y",), kept: Any = None) -> Any:
-    """A model on x (T, B, I) of these nodes."""
+    """Return a model of these nodes on x (T, B, I)."""
     kept = weights(np.random.default_rng(0)) if kept is None else kept
     given = [make.make_tensor_value_info("x", FLOAT, ["T", "B", I])]
     made = [make.make_tensor_value_info(name, FLOAT, None) for name in outputs]

@@ -1,4 +1,4 @@
-"""Every file that `save` writes comes back as the network that it was, or `save` refuses it by name."""
+"""Check that every saved file loads as the same network, or that `save` refuses the network by name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VARIANTS = (
 
 
 def network(rng):
-    """Draw a network of any class and options."""
+    """Return a random network of any class with random options."""
     kind = rng.choice(["LSTM", "LSTM", "LSTM", "GRU", "RNN", "JordanRNN"])
     options = {
         "num_layers": int(rng.integers(1, 4)),
@@ -70,7 +70,7 @@ def network(rng):
 
 
 def same(found, ours, layout):
-    """Compare parameters bit by bit; biases that a layout adds, by their sum."""
+    """Compare parameters bit by bit; compare only the sum of biases that a layout adds."""
     for name, a in ours.params.items():
         b = found.params[name]
         assert a.dtype == b.dtype
@@ -87,7 +87,7 @@ def same(found, ours, layout):
 
 
 def refused(path, ours, layout, prefix):
-    """Save a network; return the error instead, if there is one."""
+    """Save a network, and return the error if there is one."""
     try:
         io.save(path, ours, format=layout, prefix=prefix)
     except ArgumentError as error:
@@ -139,7 +139,7 @@ def test_what_is_saved_comes_back_without_a_word(suffix, layout, wanted, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", _registry.LAYOUTS)
 def test_a_mapping_comes_back_or_an_option_is_asked_for(layout):
-    """No option that changes the outputs is assumed, apart from the order of the axes."""
+    """Only the order of axes is assumed, no option that changes the outputs."""
     rng = np.random.default_rng([*layout.encode()])
     came = 0
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""Files and parameters as the real libraries write them, loaded, run, and compared with what they run."""
+"""Compare files and parameters of the real libraries, after loading, with the libraries' own results."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ TORCH = {
 
 
 def example(seed=1, dtype="float32"):
-    """x as (T, B, I), and states with nothing alike."""
+    """Return x as (T, B, I), and distinct states."""
     rng = np.random.default_rng(seed)
     return rng.standard_normal((T, B, I)).astype(dtype)
 
 
 def torch_model(torch, options):
-    """An LSTM of PyTorch whose every weight is its own."""
+    """Return a PyTorch LSTM with distinct weights."""
     torch.manual_seed(3)
     return torch.nn.LSTM(I, H, **options).double()
 
@@ -45,7 +45,7 @@ def write_pt(torch, model, path):
 
 
 def write_checkpoint(torch, model, path):
-    """After a step of an optimiser, with what users store in the same file."""
+    """Write a checkpoint after an optimiser step, with other objects that users store."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-9)
     sum(p.sum() for p in model.parameters()).backward()
     optimizer.step()
@@ -212,7 +212,7 @@ class Options:
 
 
 class Settings(dict):
-    """A dict of a class of its own, as Lightning keeps hyperparameters."""
+    """Subclass of dict, like the hyperparameters that Lightning stores."""
 
 
 BYSTANDERS = {
@@ -245,7 +245,7 @@ def test_what_is_no_tensor_does_not_hide_the_weights(name, old, torch, tmp_path)
 
 
 def odd_tensors(torch):
-    """Tensors that `torch.load` reads with weights_only=True, and whether their numbers are read here."""
+    """Return tensors that `torch.load` reads with weights_only=True, and whether `load` reads them."""
     ones = torch.ones(2, 2)
     attributed = torch.nn.Parameter(torch.ones(2))
     attributed.note = 3

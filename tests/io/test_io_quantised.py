@@ -1,4 +1,4 @@
-"""Layers that PyTorch quantised dynamically: real numbers are made of integers and scales on request."""
+"""Check layers from PyTorch's dynamic quantisation, which are dequantised on request."""
 
 from __future__ import annotations
 

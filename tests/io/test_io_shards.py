@@ -1,4 +1,4 @@
-"""Models in several files: read by their index, and never a part of one alone."""
+"""Check models in several files: an index is read, and a single shard is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def index(folder, name, places):
 
 
 def split(count=3):
-    """The layers of an LSTM, each under its own file name."""
+    """Return the parameters of each layer by the name of its shard."""
     names = [f"model-{k + 1:05}-of-{count:05}.safetensors" for k in range(count)]
     parts = [{n: a for n, a in LSTM.params.items() if n.endswith(f"_l{k}")} for k in range(count)]
     return dict(zip(names, parts, strict=True))

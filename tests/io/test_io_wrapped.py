@@ -1,4 +1,4 @@
-"""Wrapped weights, and cells with more tensors than a standard LSTM: computed, or refused."""
+"""Check wrapped weights, and cells with more tensors than a standard LSTM: computed, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole models in ONNX Runtime: the numbers of the library, at every size of batch and sequence."""
+"""Compare complete models in ONNX Runtime with this package, at every batch size and length."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_model_with_another_network_is_exported(name: str, network: Any) -> No
 
 @pytest.mark.parametrize("quantiles", [None, [0.2, 0.5, 0.7]])
 def test_a_forecaster_reads_what_is_known_ahead(quantiles: Any) -> None:
-    """The input future follows the last step of each entry, whatever its length."""
+    """The input future follows the last step of each entry, at any length."""
     options = {"horizon": 3, "targets": [0], "known": [2, 1], "quantiles": quantiles}
     model = Forecaster(3, 5, 2, mean=[9, 0.1, -3], std=[5, 0.1, 1], rng=1, **options)
     runtime = session(model)

@@ -1,4 +1,4 @@
-"""The forward pass of random LSTMs against ONNX Runtime's: peepholes, clip, coupling, functions, lengths."""
+"""Compare random LSTMs with ONNX Runtime: peepholes, clip, coupling, functions and lengths."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def blocks(a: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
 
 
 def attributes(variant: Variant, directions: int) -> dict[str, Any]:
-    """The operator's attributes for a variant whose activations are named as in ACTIVATIONS."""
+    """Return the operator's attributes for a variant with the activation names of ACTIVATIONS."""
     names = {value[0]: name for name, value in ACTIVATIONS.items()}
     found: dict[str, Any] = {
         "input_forget": int(variant.coupled),
@@ -50,7 +50,7 @@ def attributes(variant: Variant, directions: int) -> dict[str, Any]:
 def run(
     lstm: xplstm.LSTM, variant: Variant, x: np.ndarray, state: Any, lengths: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """One layer as the operator: gates i, o, f, c and peepholes i, o, f."""
+    """Run one layer as the operator, with gates in the order i, o, f, c and peepholes i, o, f."""
     sides = ("", "_reverse") if "weight_ih_l0_reverse" in lstm.params else ("",)
     p, order = lstm.params, (0, 3, 1, 2)
     inputs = {

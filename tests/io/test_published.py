@@ -27,7 +27,7 @@ ROUNDING = 1e-5
 
 
 class Row(NamedTuple):
-    """One file: how it is loaded, and how far it is from its origin."""
+    """Result of one file: how it is loaded, and its difference from its own library."""
 
     model: str
     file: Path
@@ -39,19 +39,19 @@ class Row(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Whether one call is enough."""
+        """Return how the file is loaded, as text for the table."""
         if "prepare" in self.call:
             return "`prepare` only"
         return "one call" if self.call == "io.load(path)" else "with arguments"
 
     def measure(self) -> float:
-        """Return the difference now."""
+        """Return the difference."""
         names = {"io": io, "onnx": importlib.import_module("xplstm.io.onnx"), "path": self.file}
         return self.error(self.file, eval(self.call, names))
 
 
 def folder(package: str) -> Path | None:
-    """Where a package is, which is not imported."""
+    """Return the folder of a package without importing it."""
     found = importlib.util.find_spec(package)
     return Path(found.origin).parent if found and found.origin else None
 
@@ -100,7 +100,7 @@ def against_torch_cell(path: Path, lstm: Any) -> float:
 
 
 def against_onnxruntime(path: Path, model: Any) -> float:
-    """Feed both one signal, each its own state."""
+    """Pass one signal to both, each with its own state."""
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = {one.name for one in session.get_inputs()}
@@ -118,7 +118,7 @@ def against_onnxruntime(path: Path, model: Any) -> float:
 
 
 def against_resemblyzer(path: Path, lstm: Any) -> float:
-    """Run the encoder's LSTM as its source makes it: three layers, 40 inputs, 256 units, batch first."""
+    """Run the encoder's LSTM with the settings of its source: three layers, 40 inputs, 256 units."""
     import torch
 
     state = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
@@ -130,7 +130,7 @@ def against_resemblyzer(path: Path, lstm: Any) -> float:
 
 
 def against_keras(path: Path, lstm: Any) -> float:
-    """Run a layer of Keras with the file's arrays and Keras 2's hard sigmoid on rows of its embedding."""
+    """Run a Keras layer with the file's arrays and the hard sigmoid of Keras 2 on rows of its embedding."""
     keras, h5py = pytest.importorskip("keras"), pytest.importorskip("h5py")
     with h5py.File(path) as file:
         config = json.loads(file.attrs["model_config"])["config"]
@@ -155,7 +155,7 @@ TEXT = "what is the best thing that has ever happened to you and your friends?"
 
 
 def nats_a_letter(path: Path, second: Any) -> float:
-    """Return what textgenrnn's own model, made of these layers, is surprised by in an English sentence."""
+    """Return the mean loss in nats of textgenrnn's own model for an English sentence."""
     letters = json.loads((path.parent / "textgenrnn_vocab.json").read_text())
     a, first = io.arrays(path), io.load(path, prefix="rnn_1")
     ids = [letters.get(letter, 0) for letter in TEXT]
@@ -174,7 +174,7 @@ def nats_a_letter(path: Path, second: Any) -> float:
 
 
 def rows() -> Iterator[Row]:
-    """Give the rows of the packages that are installed."""
+    """Return the rows of the installed packages."""
     silero = folder("silero_vad")
     if silero:
         decoder = "io.load(path, prefix='_model.decoder.rnn')"

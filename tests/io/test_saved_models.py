@@ -1,4 +1,4 @@
-"""Models and layers in files: the same bits come back, and what does not fit is refused."""
+"""Check models and layers in files: loading keeps all bits, and inconsistent files are refused."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_gives_the_model_as_fit_left_it(tmp_path: Path) -> None:
 
 
 def changed(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]) -> None:
-    """Write a saved model again, its description and tensors changed."""
+    """Write a saved model again with a changed description and tensors."""
     contents = safetensors.read(str(path))
     tensors = {name: np.array(tensor.array()) for name, tensor in contents.tensors.items()}
     config = json.loads(contents.metadata["xplstm.model"])
@@ -224,13 +224,13 @@ def test_what_does_not_fit_is_refused_with_the_path(case: str, tmp_path: Path) -
 
 
 def networks_of(model: Any) -> dict[str, Any]:
-    """The recurrent layers of a model by name."""
+    """Return the recurrent layers of a model by name."""
     return {name: part for name, part in vars(model).items() if isinstance(part, xplstm.nn.Recurrent)}
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if hasattr(MODELS[name][0](), "config")])
 def test_a_network_of_a_model_is_loaded_alone_with_its_options(name: str, tmp_path: Path) -> None:
-    """An embedding with a padding id is no network; a checkpoint puts a group before the name."""
+    """An embedding with a padding id is no network; in a checkpoint, names start with a group."""
     model, path = MODELS[name][0](), tmp_path / "model.safetensors"
     point = training.Checkpoint(
         *(0, 0, 0, model.params, {"step": 0}, None, None, training.History(), model.params, {}),

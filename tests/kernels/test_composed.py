@@ -1,4 +1,4 @@
-"""The pointwise step of `native` with options, and its random masks, against the reference."""
+"""Check the pointwise step of `native` with options, and its random masks, against the reference."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_activation_has_a_kind() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_composed_step_agrees_with_the_reference(isa: str, name: str, dtype: str) -> None:
-    """Forward, backward and a single step; ragged, in two directions, with a projection, over many panels."""
+    """Compare forward, backward and a single step: ragged, two directions, a projection, several panels."""
     cases = [
         Case(T=6, B=7, H=13, lengths=[3, 0, 6, 2, 5, 6, 1]),
         Case(T=3, B=2, H=37, options={"bidirectional": True, "proj_size": 5}, holes=True),
@@ -107,7 +107,7 @@ NOISY = {
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NOISY)
 def test_drawn_masks_are_those_of_the_reference(isa: str, name: str, dtype: str) -> None:
-    """Ragged, with resets, in two directions, with a projection, with `checkpoint`, and after one another."""
+    """Compare ragged calls with resets, two directions, a projection, `checkpoint`, and repeated calls."""
     cases = [
         (Case(T=6, B=7, H=13, lengths=[3, 0, 6, 2, 5, 6, 1]), None),
         (Case(T=5, B=2, H=37, options={"bidirectional": True, "proj_size": 5}, holes=True), None),

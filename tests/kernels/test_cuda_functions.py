@@ -1,4 +1,4 @@
-"""sigmoid and tanh of the CUDA sources: without branches, and by the special function unit."""
+"""Check sigmoid and tanh of the CUDA sources: without branches, and with the special function unit."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def library(kind: str, wrong: tuple[str, str] = ("", "")) -> ctypes.CDLL:
 
 
 def different(found: ctypes.CDLL, name: str, off: int, step: int) -> list[str]:
-    """Arguments of either sign whose results are not those of an IEEE division, out of every `step`-th."""
+    """Return arguments of both signs, from every `step`-th, whose results differ from an IEEE division."""
     bad, count_different = [], found[f"{name}_different"]
     count_different.restype = ctypes.c_ulonglong
     # Smaller ones have a divisor of 1 or 2, larger ones are clipped.
@@ -100,7 +100,7 @@ def arguments() -> Iterator[np.ndarray]:
 @pytest.mark.parametrize("kind", ["tf32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_special_function_unit_is_close_enough(name: str, kind: str) -> None:
-    """Within 2**-20 of the value, of which the kinds keep 11 bits; beyond exp's range within 2**-120."""
+    """The error is within 2**-20 of the value, or within 2**-120 beyond the range of exp."""
     each = library(kind)[f"{name}_each"]
     for x in (a.astype(np.float32) for a in arguments()):
         y = np.empty_like(x)

@@ -1,4 +1,4 @@
-"""Training's CUDA kernels against the generic code on NumPy: emulated, and on CuPy where it runs."""
+"""Compare the CUDA kernels for training with the generic code on NumPy: emulated, and on CuPy if it runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16
 
 
 class On:
-    """Where the kernels run."""
+    """Place where the kernels run."""
 
     def __init__(self, xp: Any, device: Any) -> None:
         self.xp, self.device = xp, device
@@ -41,7 +41,7 @@ class On:
 
 @pytest.fixture(params=["emulated", backend("cupy")])
 def on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[On]:
-    """The stand-in behind the public functions on NumPy's arrays, or CuPy itself under a pin."""
+    """Provide the stand-in behind the public functions on NumPy arrays, or CuPy with a pinned kernel."""
     if request.param == "cupy":
         xp = open_backend("cupy").xp
         with xplstm.use_kernel("cupy_fused"):
@@ -56,7 +56,7 @@ def on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.fixture
 def generic(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Calls a function of NumPy's arrays with the generic code alone."""
+    """Call a function of NumPy arrays with the generic code alone."""
 
     def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with xplstm.use_kernel(None), monkeypatch.context() as patch:
@@ -123,7 +123,7 @@ def test_updates_have_the_bits_of_the_generic_code(
 def test_more_parameters_than_a_launch_takes(
     kind: str, on: On, generic: Any, rng: np.random.Generator
 ) -> None:
-    """Of two dtypes, one of them with an array of several blocks."""
+    """The parameters have two dtypes, and one array fills several blocks."""
     shapes = {f"p{k}": (k % 5 + 1, 3) for k in range(2 * training_parts.TABLE + 3)} | {"large": (700,)}
     start, grads, ours, reference = (
         values_of(rng, shapes),
@@ -144,7 +144,7 @@ def test_more_parameters_than_a_launch_takes(
 
 
 def test_what_the_kernels_do_not_mix_the_generic_code_takes(on: On) -> None:
-    """Gradients of another dtype, and the state of such parameters."""
+    """Gradients of another dtype, and their optimiser states, run in the generic code."""
     params, grads = on.arrays({"w": np.ones(3)}, "float32"), on.arrays({"w": np.ones(3)}, "float64")
     assert _array.dtype_name(optim.SGD(0.5).update(params, grads)["w"].dtype) == "float32"
     mixed = {**params, "v": grads["w"]}
@@ -190,7 +190,7 @@ def test_clipping(dtype: str, bound: float, on: On, generic: Any, rng: np.random
 
 
 def test_each_parameter_has_its_own_options_and_count(on: On, generic: Any, rng: np.random.Generator) -> None:
-    """Two groups, a tied pair and one that comes late, in half precision with its float32 copies."""
+    """There are two groups, a tied pair, and a late parameter, in half precision with float32 copies."""
 
     def run(arrays: Any) -> Any:
         adam = optim.AdamW(0.1, weight_decay=0.1, groups=[optim.Group("lstm.weight", lr_scale=0.5)])
@@ -303,7 +303,7 @@ def test_masks_have_the_bits_of_the_processor(
 
 
 def test_a_number_drawn_is_not_below_itself(on: On) -> None:
-    """The bound of a mask is one of the numbers, or the very next one, which may be none of them."""
+    """The bound of a mask equals a drawn number or the next representable number."""
     key = masks.draw_key(7)
     drawn = masks.uniform((12,), key, masks.Purpose.ZONEOUT_H, 1, 5)
     for k in (int(np.argmin(drawn)), int(np.argmax(drawn))):
@@ -335,7 +335,7 @@ def test_gradient_of_an_embedding(
 
 
 def test_no_rows_and_strange_numbers(on: On) -> None:
-    """What is outside the table changes nothing, as on a device nothing looks at numbers."""
+    """Numbers outside the table change nothing, because a device does not check numbers."""
     rows = np.arange(8.0).reshape(4, 2)
     got = _layers._sum_rows(on.xp, on.arrays(np.asarray([-1, 1, 3, 1])), on.arrays(rows), 3)
     np.testing.assert_array_equal(host(got), [[0, 0], [8, 10], [0, 0]])
@@ -358,7 +358,7 @@ def test_one_launch_for_all_parameters_and_one_pass_each_way(on: On) -> None:
 
 
 def test_a_model_learns_the_same(on: On, generic: Any) -> None:
-    """All parts together, through the public functions."""
+    """All kernels run together, through the public functions."""
 
     def losses_of(model: CharLM, ids: Any, targets: Any) -> list[float]:
         adam, found = optim.Adam(0.05), []
@@ -378,7 +378,7 @@ def test_a_model_learns_the_same(on: On, generic: Any) -> None:
 
 @thorough
 def test_threads_do_not_race() -> None:
-    """The kernels under ThreadSanitizer, which sees every access of every emulated thread."""
+    """ThreadSanitizer checks every access of every emulated thread."""
     sanitizer = None if compiled.compiler() is None else compiled.sanitizer()
     if sanitizer is None:
         pytest.skip("the compiler has no ThreadSanitizer that runs here")
@@ -390,7 +390,7 @@ def test_threads_do_not_race() -> None:
 
 
 def test_the_generic_code_runs_unless_a_kernel_of_cupys_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or a GPU has proven the others and none is pinned."""
+    """A kernel also runs without a pin if a GPU has proven the kernels."""
     monkeypatch.setattr(parts, "is_proven", lambda: False)
     cupy = types.ModuleType("array_api_compat.cupy")
     numpy = _array.numpy_namespace()

@@ -1,4 +1,4 @@
-"""CuPy's kernels on a GPU, each pinned; without one every test here shows as skipped."""
+"""Check CuPy's kernels on a GPU, each pinned; without a GPU, each test is skipped."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ pytestmark = pytest.mark.backend("cupy")
 
 @pytest.fixture(autouse=True)
 def cupy() -> Any:
-    """The library, on a device that answers."""
+    """Return CuPy if a device works."""
     return open_backend("cupy").xp
 
 
 def held(kernel: str, case: Case, kind: str, **options: Any) -> None:
-    """`agree`, skipped where the kernel does not run the problem."""
+    """Run `agree`, and skip the test if the kernel does not support the problem."""
     try:
         agree(kernel, case, kind, **options)
     except xplstm.KernelError as error:

@@ -1,4 +1,4 @@
-"""The walk of a block that is alone, emulated: every entry and partition, and when it is chosen."""
+"""Check the walk of a single block in the emulation: entries, partitions, and when it is selected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CuPy's elementwise kernels, recorded from the cells and emulated on the processor; never a run on a GPU."""
+"""Check CuPy's elementwise kernels, recorded from the cells and emulated on the CPU, not on a GPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VARIANTS = {
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The emulated kernel is in the place of every other."""
+    """Replace all other kernels with the emulated kernel."""
 
     def select(problem: Problem) -> _dispatch.Kernel:
         kernel = emulated("cupy_elementwise")
@@ -51,7 +51,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def agrees(layer: Any, arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, **valid: Any) -> None:
-    """Hold outputs and gradients against the reference in float64."""
+    """Compare outputs and gradients with the reference in float64."""
     dtype = _array.dtype_name(arrays["x"].dtype)
     got = run(layer, arrays, **valid)
     y, (h_n, c_n) = layer(arrays["x"], (arrays["h_0"], arrays["c_0"]), **valid)
@@ -151,7 +151,7 @@ def test_nothing_to_do(T: int, B: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("options", "forward", "backward"), [({}, 1, 1), ({"proj_size": 2}, 2, 2)])
 def test_launches(options: dict[str, Any], forward: int, backward: int) -> None:
-    """Elementwise kernels a step; a product comes before or after each."""
+    """Count the elementwise kernels of a step; a product comes before or after each."""
     case = Case(options=options)
     arrays = case.arrays()
     lstm = case.lstm()
@@ -195,7 +195,7 @@ def test_it_is_the_default_where_nothing_is_proven(monkeypatch: pytest.MonkeyPat
 
 
 def test_only_what_backward_reads_is_kept() -> None:
-    """For the standard LSTM the gates; h and c are in the states of all steps."""
+    """A standard LSTM keeps the gates; the states of all steps contain h and c."""
     recorded = cupy_elementwise._record_step(problem(), 0)
     assert [place for _, place in recorded.kept] == ["own"] * 4 + ["h before", "c before", "c after"]
     masked = cupy_elementwise._record_step(problem(valid="lengths"), 0)

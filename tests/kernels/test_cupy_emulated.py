@@ -1,4 +1,4 @@
-"""CuPy's kernels, emulated on the processor: logic, buffers, launches and arguments; never a run on a GPU."""
+"""Check CuPy's kernels in the emulation on the CPU: logic, buffers, launches and arguments, not on a GPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ pytestmark = [
 
 
 def only(name: str) -> Callable[[Problem], _dispatch.Kernel]:
-    """What selects the emulated kernel, and skips a test whose problem it does not run."""
+    """Return a selector of the emulated kernel, which skips a test if the kernel cannot run the problem."""
     kernel = emulated(name)
 
     def select(problem: Problem) -> _dispatch.Kernel:
@@ -60,7 +60,7 @@ def only(name: str) -> Callable[[Problem], _dispatch.Kernel]:
 
 @pytest.fixture(params=ROOMS)
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of the emulated kernel, which is in the place of every other."""
+    """Return the name of the emulated kernel, which replaces all other kernels."""
     monkeypatch.setattr(partitions, "THREADS", 64)
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", only(request.param))
@@ -68,7 +68,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def made(case: Case, kind: str) -> tuple[xplstm.LSTM, str]:
-    """A layer whose kernels have the kind of numbers, and its dtype."""
+    """Return a layer whose kernels use this kind of numbers, and its dtype."""
     if kind == "tf32":
         return case.lstm(dtype="float32", precision="tf32"), "float32"
     return case.lstm(dtype=kind), kind
@@ -107,7 +107,7 @@ def test_agrees_with_the_reference(
 
 
 def test_tf32_is_used_where_it_is_asked_for(kernel: Any) -> None:
-    """And there alone: factors of 11 bits show in every output, forward and backward."""
+    """Factors with an 11-bit significand change every output, forward and backward."""
     case = Case(H=9, options={"bidirectional": True})
     a = {k: _array.asarray(a, np, dtype="float32") for k, a in case.arrays().items()}
     rounded, plain = (run(made(case, kind)[0], a).flat() for kind in ("tf32", "float32"))
@@ -142,7 +142,7 @@ def test_a_pullback_can_be_called_again(kernel: Any) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_blocks_of_steps_join_seamlessly(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bits however many steps one input projection takes."""
+    """The bits do not depend on the number of steps of an input projection."""
     case = Case(T=5, B=3, lengths=[5, 2, 4], options={"bidirectional": True, "proj_size": 2})
     a = case.arrays()
     answers = []
@@ -179,7 +179,7 @@ def test_a_layer_is_one_product_and_one_launch(monkeypatch: pytest.MonkeyPatch) 
 def test_a_captured_stream_has_no_product_of_cupy(
     kind: str, engine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compiled engine makes the product of a recording; without it, a kernel does."""
+    """A recording gets its products from the compiled engine, or without it from a kernel."""
     if engine and _compiled.WHY_NOT:
         pytest.skip("the compiled engine is missing")
     monkeypatch.setattr(_compiled, "WHY_NOT", "" if engine else "missing")
@@ -204,7 +204,7 @@ def test_a_captured_stream_has_no_product_of_cupy(
 
 
 def test_sums_of_columns_over_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bias gradients whose rows fill several blocks, the last one in part."""
+    """Bias gradients have rows for several blocks, and the last block is incomplete."""
     monkeypatch.setattr(layer, "RUN_ROWS", 9)
     case = Case(T=7, B=4, H=9)
     with standin.installed(), monkeypatch.context() as patch:
@@ -228,7 +228,7 @@ def test_checkpoints(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     "name", [n for n, r in exact_cases.records().items() if r["dtype"] in FORMATS and r["op"] == "layer"]
 )
 def test_published_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile `exact` of the specification, subnormal numbers and NaN included."""
+    """The bits are those of the profile `exact`, with subnormal numbers and NaN."""
     record = json.loads((VECTORS / f"{name}.json").read_text(encoding="utf-8"))
     config, dtype = record["config"], record["dtype"]
     a = {name: np.asarray(value, dtype) for name, value in exact_cases.inputs(record).items()}
@@ -260,7 +260,7 @@ def test_published_bits_where_the_compiler_flushes_subnormals(
 
 
 def test_copies_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The walk in one launch copies nothing; the loop copies both states at its begin and at its end."""
+    """The walk in one launch copies nothing; the loop copies both states at its start and its end."""
     case, found = Case(T=3), {}
     for name in ROOMS:
         with standin.installed(), monkeypatch.context() as patch:
@@ -296,7 +296,7 @@ CUT_THREADS = 160
 
 
 class Property(NamedTuple):
-    """What makes a cut worth a run."""
+    """Properties that distinguish partitions in a test."""
 
     uneven_passes: bool
     passes_of_tiles: bool
@@ -331,7 +331,7 @@ def cuts(case: Case, kind: str, backward: bool) -> list[partitions.Plan]:
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("kind", CUT)
 def test_every_kind_of_cut_gives_the_same(kind: str, ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums of the forward walk know nothing of groups, tiles and passes; by mma nothing of units either."""
+    """Sums of the forward walk do not depend on groups, tiles and passes; with mma not on units either."""
     case = CUT[kind] if ragged else replace(CUT[kind], lengths=None)
     lstm, dtype = made(case, kind)
     a = {name: _array.asarray(value, np, dtype=dtype) for name, value in case.poisoned().items()}
@@ -358,7 +358,7 @@ def test_every_kind_of_cut_gives_the_same(kind: str, ragged: bool, monkeypatch: 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("kind", CUT)
 def test_the_cuts_that_run_have_every_property(kind: str, backward: bool) -> None:
-    """Uneven passes most of all: in every kernel, and with each other property."""
+    """Uneven passes occur in every kernel, and together with each other property."""
     mma = kind in partitions.STEP_OF_K
     found = [(p, properties(p, CUT[kind])) for p in cuts(CUT[kind], kind, backward)]
     uneven = [(p, has) for p, has in found if has.uneven_passes]
@@ -371,7 +371,7 @@ def test_the_cuts_that_run_have_every_property(kind: str, backward: bool) -> Non
 
 @pytest.mark.parametrize("kind", BITS)
 def test_no_more_blocks_than_run_at_the_same_time(kind: str) -> None:
-    """On whole devices and parts of them; and every row, unit and byte has its place."""
+    """Check complete devices and parts of them; each row, unit and byte has a place."""
     for processors, shared in ((132, 232448), (66, 232448), (14, 101376)):
         for D, B, H in ((1, 1, 16), (2, 16, 96), (1, 64, 256), (2, 65, 130), (1, 256, 512), (2, 33, 1024)):
             for backward in (False, True):
@@ -388,7 +388,7 @@ def test_no_more_blocks_than_run_at_the_same_time(kind: str) -> None:
 @pytest.mark.parametrize("units", [8, *(pytest.param(u, marks=thorough) for u in (16, 24, 32))])
 @pytest.mark.parametrize("backward", [False, True])
 def test_weights_past_the_registers(units: int, backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One warp for all of k, whose first weights alone are in registers."""
+    """One warp computes all of k, and only its first weights are in registers."""
     case, kind = Case(T=2, B=3, I=2, H=150), "tf32"
     lstm, dtype = made(case, kind)
     a = {name: _array.asarray(value, np, dtype=dtype) for name, value in case.arrays().items()}
@@ -436,7 +436,7 @@ def test_devices_too_old_are_refused() -> None:
 
 
 def test_rows_of_the_input_have_the_long_axis_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others end at 65535 blocks."""
+    """The other axes have at most 65535 blocks."""
     rows, grids = 2**22 + 64, []
     problem = Problem(np, "cupy", DEVICE, "float32", rows, 1, 1, 6, 0, True, (False,), "all", False, STANDARD)
     with standin.installed(), DEVICE, monkeypatch.context() as patch:
@@ -480,7 +480,7 @@ def test_float32_alone_is_rounded() -> None:
 @thorough
 @pytest.mark.parametrize("room", ROOMS)
 def test_threads_do_not_race(room: str) -> None:
-    """The kernels under ThreadSanitizer, which sees every access of every emulated thread."""
+    """ThreadSanitizer checks every access of every emulated thread."""
     sanitizer = compiled.sanitizer()
     if sanitizer is None:
         pytest.skip("the compiler has no ThreadSanitizer that runs here")
@@ -513,7 +513,7 @@ def test_another_cupy_is_refused_by_name(
 
 @pytest.mark.parametrize("file", launch.WALK)
 def test_a_walk_is_compiled_alone(file: str) -> None:
-    """The others of its file would take the compiler several times as long."""
+    """Compiling the other walks of the file would take several times as long."""
     kind = "float32" if file == "persistent.cu" else "tf32"
     every = compiled.names(file, kind)
     assert len(every) == len(set(every)) >= 6

@@ -1,4 +1,4 @@
-"""The compiled loop over steps on a GPU, with stand-ins of libcuda and libcublas that record every call."""
+"""Check the compiled loop over steps, with stand-ins of libcuda and libcublas that record every call."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def without_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is found where no compiler was."""
+    """Hide the compiled module, as in an installation without a compiler."""
     monkeypatch.setattr(_compiled, "WHY_NOT", NO_ENGINE)
     loop.why_python.cache_clear()
 
 
 def recorded(case: Case, dtype: str) -> tuple[dict[str, np.ndarray], list[Any]]:
-    """Every output, and every call with its arguments; arrays are counted from the first one."""
+    """Return every output, and every call with its arguments; arrays are numbered from the first."""
     a = {key: value.astype(dtype) for key, value in case.arrays().items()}
     first = standin.Memory.made
     standin.calls.clear()
@@ -118,7 +118,7 @@ def test_an_error_of_any_call_is_raised_where_it_happened(fused: None) -> None:
 def test_a_recording_has_forward_and_backward(
     kernel: str, fused: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of all kernels with CUDA sources, those whose walk is one launch without a projection."""
+    """Check all kernels with CUDA sources; a walk in one launch has no projection."""
     monkeypatch.setattr(_dispatch, "select", lambda _: emulated(kernel))
     case = SMALL if kernel == "cupy_fused" else replace(SMALL, options={"bidirectional": True})
     want = recorded(case, "float32")[0]
@@ -208,7 +208,7 @@ def test_a_long_loop_can_be_interrupted() -> None:
 
 
 def test_a_step_makes_no_call_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host is the slower side of the loop."""
+    """Python calls would slow the host, which limits the speed."""
     case, counts = Case(B=2, I=3, H=5, options={"bidirectional": True}), []
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", lambda _: emulated("cupy_fused"))

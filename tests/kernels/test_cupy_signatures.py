@@ -1,4 +1,4 @@
-"""The check of CuPy's signatures, without CuPy."""
+"""Check the comparison with CuPy's signatures, without CuPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stand-in for CuPy refuses what CuPy and CUDA refuse."""
+"""Check that the stand-in for CuPy refuses what CuPy and CUDA refuse."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_driver_has_no_kernel_of_another_stream() -> None:
 
 @pytest.mark.parametrize(("blocks", "threads"), [(7, 256), (49, 32)])
 def test_the_driver_refuses_blocks_that_cannot_all_be_resident(blocks: int, threads: int) -> None:
-    """With 255 registers a thread, a multiprocessor has room for 256 threads, of one block or of several."""
+    """With 255 registers per thread, a multiprocessor can hold 256 threads, in one block or several."""
     with standin.installed():
         kernel = launch.kernel("trial.cu", "occupy", "float32", cooperative=True)
         kernel((1, blocks - 1), (threads,), (0,), shared_mem=1024)

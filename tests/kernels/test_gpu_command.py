@@ -1,4 +1,4 @@
-"""The command that checks everything on a GPU, without one: what it runs, what it says, and how it ends."""
+"""Check the command that runs all GPU checks, without a GPU: its steps, messages and exit status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ended(code: int) -> Step:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU, so far as the command asks."""
+    """Provide a GPU, as far as the command checks."""
     monkeypatch.setattr(gpu, "why_not_here", lambda: "")
 
 
@@ -86,7 +86,7 @@ def test_without_a_gpu_it_says_so_and_fails(
 
 
 def test_the_steps_name_what_there_is(tmp_path: Path) -> None:
-    """Kernels of the table, subjects of the specification, files of the tests, options of the benchmark."""
+    """The steps name existing kernels, subjects, test files and options of the benchmark."""
     (tmp_path / "gpu.json").write_text("of other kernels")
     steps = {part: list(make(tmp_path)) for part, make in gpu.PARTS.items()}
     kernels = {kernel for step in steps["tests"] for kernel in step.variables["XPLSTM_REQUIRE"].split(",")}

@@ -1,4 +1,4 @@
-"""The pages on GPUs say what the code has."""
+"""Check that the pages about GPUs agree with the code."""
 
 from __future__ import annotations
 

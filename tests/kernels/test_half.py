@@ -1,4 +1,4 @@
-"""Layers in float16 and bfloat16 on the compiled kernel: weights stored as they are, sums in float32."""
+"""Check float16 and bfloat16 layers on the compiled kernel: stored weights unchanged, sums in float32."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_results_and_gradients_are_those_of_float32_rounded_once(name: str, dtyp
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_error_is_one_rounding(name: str, dtype: str) -> None:
-    """Against the reference in float64 on the same numbers."""
+    """Compare with the reference in float64 on the same numbers."""
     case = CASES[name]
     if case.options.get("num_layers", 1) > 1:
         pytest.skip("the output of a first layer is rounded too")

@@ -1,4 +1,4 @@
-"""One scan over the cell's step: the numbers of the reference under every transformation of JAX."""
+"""Check the scan over the cell's step against the reference, under every transformation of JAX."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def slopes(state: Any) -> Any:
 
 
 def expected_of(layer: Any, options: dict[str, Any], x: Any) -> tuple[Any, Any, Any, Any]:
-    """Outputs, states and the gradients of `loss`, by NumPy and the reference."""
+    """Return outputs, states and the gradients of `loss` from NumPy and the reference."""
     with xplstm.use_kernel("reference"):
         y, state, pullback = layer.to("numpy").vjp(np.asarray(x), **options)
         dx, _, dparams = pullback(2 * y, slopes(state))
@@ -64,7 +64,7 @@ def expected_of(layer: Any, options: dict[str, Any], x: Any) -> tuple[Any, Any, 
 
 
 def run_of(layer: Any, options: dict[str, Any]) -> Callable[..., Any]:
-    """Outputs and states as a function of the parameters and x; the scan must be what runs."""
+    """Return outputs and states as a function of the parameters and x; the scan must run."""
 
     def run(params: Any, x: Any) -> Any:
         layer.params = dict(params)
@@ -99,7 +99,7 @@ def test_jit_and_grad_give_the_numbers_of_the_reference(name: str, options: str,
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_vjp_gives_the_gradients_of_the_reference(name: str, options: str, jax: Any, x: Any) -> None:
-    """The kernel's own backward pass."""
+    """The backward pass of the kernel itself runs."""
     layer = LAYERS[name]()
 
     def run(x: Any) -> Any:
@@ -139,7 +139,7 @@ def test_there_is_one_scan_a_direction_whatever_the_length(jax: Any, bidirection
 
 
 def test_no_gradient_of_weights_is_carried_from_step_to_step(jax: Any) -> None:
-    """The sums over steps are products after the scan: a carry of (4H, H) is written T times."""
+    """Products after the scan sum over steps; a carry of (4H, H) would be written T times."""
     layer = xplstm.LSTM(I, H, xp="jax", rng=0)
     run = run_of(layer, {})
     of_both = jax.grad(lambda params, x: run(params, x)[0].sum(), (0, 1))

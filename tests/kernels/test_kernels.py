@@ -1,4 +1,4 @@
-"""Every kernel of the table against the reference, forward and backward."""
+"""Compare every kernel of the table with the reference, forward and backward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ULPS = 8
 
 
 def close(got: np.ndarray, want: np.ndarray, what: str) -> None:
-    """Within a few units in the last place of the scale."""
+    """Compare within a few units in the last place of the scale."""
     u = np.finfo(got.dtype).eps / 2
     scale = max(1.0, float(np.abs(want).max(initial=0)))
     np.testing.assert_allclose(got, want, rtol=0, atol=ULPS * u * scale, err_msg=what)
@@ -58,7 +58,7 @@ def test_a_pullback_can_be_called_again(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_residuals_do_not_alias_results(kernel: str) -> None:
-    """Writing to y, to the state or to x after the call does not reach the gradients."""
+    """Writes to y, the state or x after the call do not change the gradients."""
     case = Case()
     a = case.arrays()
     lstm = case.lstm()
@@ -84,7 +84,7 @@ def test_no_two_results_share_memory(kernel: str, name: str, checkpoint: int | N
 
 @pytest.mark.parametrize("kernel", FAST)
 def test_two_directions_over_more_rows_than_one_block(kernel: str) -> None:
-    """Each direction's gradients are summed in its own order, block after block."""
+    """The gradients of each direction are summed in its own order, block by block."""
     case = Case(T=45, B=32, I=3, H=6, options={"bidirectional": True})
     with xplstm.use_kernel("reference"):
         want = run(case.lstm(), case.arrays())
@@ -96,7 +96,7 @@ def test_two_directions_over_more_rows_than_one_block(kernel: str) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 300])
 def test_blocks_of_steps_join_seamlessly(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same numbers whatever number of packed rows one product takes."""
+    """The numbers do not depend on the number of packed rows of a product."""
     case = Case(T=11, B=3, lengths=[11, 4, 9], options={"bidirectional": True, "proj_size": 2})
     with xplstm.use_kernel("numpy_inplace"):
         want = run(case.lstm(), case.arrays(), **case.valid())
@@ -108,7 +108,7 @@ def test_blocks_of_steps_join_seamlessly(steps: int, monkeypatch: pytest.MonkeyP
 
 
 def test_padded_steps_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The products together see exactly the rows that exist."""
+    """The products together read exactly the rows of valid steps."""
     seen: list[int] = []
     matmul = np.matmul
 

@@ -1,4 +1,4 @@
-"""The compiled kernel: against the reference, bit for bit against itself, and what it refuses."""
+"""Check the compiled kernel against the reference, bit by bit against itself, and its errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def drawn(seed: int) -> tuple[Case, str]:
-    """A configuration that few would think of, and a dtype."""
+    """Draw an unusual configuration, and a dtype."""
     rng = np.random.default_rng(seed)
     wide = seed % 4 == 0
     T, B = int(rng.integers(0, 8)), int(rng.choice([1, 2, 7, 30] if wide else [0, 1, 2, 3, 5, 13, 40]))
@@ -107,7 +107,7 @@ def as_float32(case: Case) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("I", "H"), [(3, 17), (9, 40), (64, 64), (65, 60), (5, 80), (7, 65), (20, 130)])
 def test_a_single_step_has_the_bits_of_a_sequence(isa: str, I: int, H: int) -> None:
-    """It asks for its weights otherwise, and a sequence has the input's products made before."""
+    """A step prefetches its weights differently, and a sequence multiplies the input in advance."""
     lstm = Case(2, 1, I, H).lstm(dtype="float32")
     x, h, c = (as_float32(Case(2, 1, I, H))[name] for name in ("x", "h_0", "c_0"))
     y, _ = lstm(x, (h, c))
@@ -161,14 +161,14 @@ def test_a_row_has_the_same_bits_alone(dtype: str, hidden_size: int) -> None:
 
 
 def unaligned(a: np.ndarray) -> np.ndarray:
-    """The same numbers, an odd number of bytes into a buffer."""
+    """Return the same numbers at an odd offset in a buffer."""
     room = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
     room[...] = a
     return room
 
 
 def test_arrays_at_odd_addresses() -> None:
-    """UndefinedBehaviorSanitizer sees a number that is read from there."""
+    """UndefinedBehaviorSanitizer detects reads of unaligned numbers."""
     case = Case(4, 5, 3, 7, {"proj_size": 2})
     arrays = as_float32(case)
     want = run(case.lstm(dtype="float32"), arrays).flat()
@@ -188,7 +188,7 @@ UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine(), 0)  # FE
 @pytest.mark.skipif(sys.platform != "linux" or not UPWARD, reason="how to round upward is not known here")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_callers_rounding_changes_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """XPL-EXACT-001. Some libraries leave a processor that rounds otherwise, or has no subnormal numbers."""
+    """XPL-EXACT-001: some libraries change the rounding mode or flush subnormal numbers."""
     monkeypatch.setattr(native, "THREADS", threads)
     case = LARGE["few rows"]
     lstm, arrays = case.lstm(dtype="float32"), as_float32(case)
@@ -279,7 +279,7 @@ def test_without_the_compiled_part_the_rest_works_and_says_so() -> None:
 
 
 def bits(dtype: str) -> Iterator[np.ndarray]:
-    """All numbers of float32 that are not NaN, or a sample over all exponents of either dtype."""
+    """Return all float32 numbers except NaN, or a sample over all exponents of a dtype."""
     if EXHAUSTIVE and dtype == "float32":
         for first in range(0, 2**32, 2**24):
             x = np.arange(first, first + 2**24, dtype=np.uint32).view(np.float32)
@@ -322,7 +322,7 @@ def test_functions_keep_nan_and_sign(isa: str, dtype: str) -> None:
 
 
 def forward_arguments() -> list[Any]:
-    """A right call of the extension module, to be made wrong."""
+    """Return valid arguments of the extension module, which tests make invalid."""
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
     handle = native._engine.pack(
         native.ISA, "float32", 0, 4, 5, 0, native._allocate, 1, *p.values(), *[None] * 8
@@ -380,7 +380,7 @@ def test_weights_need_the_room_that_was_asked_for() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_threads_pack_the_same(dtype: str) -> None:
-    """Of weights large enough for two threads to share."""
+    """The weights are large enough for two threads."""
     p = xplstm.LSTM(70, 301, proj_size=77, dtype=dtype, rng=0).params
     rooms = [np.zeros(2**23, np.uint8) for _ in range(2)]
     for threads, room in enumerate(rooms, 1):
@@ -502,7 +502,7 @@ def test_few_units_of_a_large_batch_are_left_to_numpy(
 def test_training_of_few_units_is_left_to_numpy_sooner(
     H: int, B: int, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More threads help the compiled kernel alone."""
+    """More threads help only the compiled kernel."""
     monkeypatch.setattr(native, "THREADS", 1)
     problem = Problem(np, "numpy", "cpu", "float32", 500, B, H, H, 0, True, (False,), "all", True, STANDARD)
     assert (native.slower(problem) is not None) == left

@@ -1,4 +1,4 @@
-"""GRU and RNN on the compiled kernel, which composes their steps, against the reference."""
+"""Check GRU and RNN on the compiled kernel, which composes their steps, against the reference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NETWORKS: dict[str, Any] = {
 
 
 def answers(kernel: str, network: Any, **options: Any) -> list[np.ndarray]:
-    """Outputs and gradients; a call without gradients has the same bits."""
+    """Return outputs and gradients; a call without gradients has the same bits."""
     rng, dtype = np.random.default_rng(2), network.params["weight_ih_l0"].dtype
     rows = len([name for name in network.params if name.startswith("weight_ih")])
     x, h_0 = (
@@ -136,7 +136,7 @@ def test_a_closed_gate_keeps_h_bit_for_bit() -> None:
 
 
 def test_a_missing_unit_keeps_infinity_out_of_the_others() -> None:
-    """An infinite h times the zeros that complete the last quarter is NaN, which no unit may see."""
+    """An infinite h times the padding zeros of the last quarter is NaN, which must not reach a unit."""
     rnn = xplstm.RNN(I, 5, nonlinearity="relu", bias=False, rng=0)
     h_0 = np.full((1, B, 5), 0.5, "float32")
     h_0[0, 0, 0] = np.inf

@@ -1,4 +1,4 @@
-"""What is proven on a device: records in a file, decided once in a process; on the stand-in for CuPy."""
+"""Check proofs on a device: records in a file, and one decision per process, with the stand-in for CuPy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAME = proof.name_of("cupy_persistent", "float32")
 
 @pytest.fixture
 def cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The stand-in, with a cache of its own."""
+    """Provide the stand-in with its own cache."""
     with standin.installed() as cupy:
         monkeypatch.setenv(proof.FOLDER, str(tmp_path / "a" / "proofs"))
         yield cupy
@@ -46,7 +46,7 @@ def problem(**changes: Any) -> Problem:
 
 
 def recorded(reason: str | None = None) -> Path:
-    """A verdict for cupy_persistent in float32; the file."""
+    """Record a verdict for cupy_persistent in float32; return the file."""
     key = proof.identity(0)
     proof.record(key, NAME, proof.verdict(reason))
     proof.forget()
@@ -75,7 +75,7 @@ def test_a_proven_kernel_is_chosen_for_its_kind_of_numbers_and_device_alone() ->
 
 
 def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch, reason: str | None = None) -> Path:
-    """A made-up proof in the place of those that the package has; the file."""
+    """Replace the shipped proofs with an invented proof; return the file."""
     monkeypatch.setattr(proof, "SHIPPED", folder)
     path = recorded(reason)
     folder.mkdir()
@@ -109,7 +109,7 @@ def test_a_failure_that_the_package_has_counts(tmp_path: Path, monkeypatch: pyte
 
 
 def test_every_proof_of_the_package_is_well_formed() -> None:
-    """None yet: nothing has run on a GPU."""
+    """There is no proof yet, because nothing has run on a GPU."""
     for path in proof.SHIPPED.glob("*.json"):
         key = json.loads(path.read_text(encoding="utf-8"))["key"]
         assert proof._verdicts(proof._content(path, private=False), key)
@@ -127,7 +127,7 @@ def test_a_kernel_that_failed_is_never_chosen() -> None:
 
 @pytest.mark.usefixtures("cupy")
 def test_a_process_decides_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Later calls open no file, ask no device, hash no source and check no number."""
+    """Later calls open no file, query no device, hash no source and check no number."""
     calls: Counter[str] = Counter()
 
     def counted(module: Any, name: str) -> None:
@@ -252,7 +252,7 @@ def test_the_digest_covers_sources_and_what_launches_and_tries_them(
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """What `record` would write, with changes in the only record."""
+    """Return what `record` would write, with changes in the only record."""
     found = {**proof.verdict(None)._asdict(), **changes}
     return {"format": proof.FORMAT, "key": proof.identity(0), "proofs": {NAME: found}}
 

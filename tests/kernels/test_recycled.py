@@ -27,7 +27,7 @@ def own_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def held() -> int:
-    """Bytes that wait or are in use."""
+    """Return the bytes that are in use or kept for reuse."""
     pieces = _recycled.pieces
     return sum(piece.size for piece, _ in pieces.waiting.values()) + sum(pieces.used.values())
 

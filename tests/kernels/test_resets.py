@@ -1,4 +1,4 @@
-"""Resets inside a sequence: every segment as if it ran alone, forward and backward."""
+"""Check resets inside a sequence: each segment has the results of a separate call, forward and backward."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def lstm(**options: Any) -> xplstm.LSTM:
 
 
 def resets(seed: int = 5) -> np.ndarray:
-    """Resets everywhere: at the first step, twice in a row, and by chance."""
+    """Return resets at the first step, at two consecutive steps, and at random steps."""
     found = np.random.default_rng(seed).random((T, B)) < 0.25
     found[0, 0] = found[3:5, 2] = True
     return found
 
 
 def segments(reset: np.ndarray, exists: np.ndarray) -> list[list[int]]:
-    """The times of one entry's segments; the first is empty where a reset comes before every step."""
+    """Return the steps of one entry's segments; the first is empty if a reset comes before all steps."""
     found: list[list[int]] = [[]]
     waiting = False
     for t in range(len(reset)):
@@ -190,7 +190,7 @@ def test_nan_does_not_cross_a_boundary(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_resets_where_nothing_starts_change_no_bit(kernel: str) -> None:
-    """None at all, those past the last step of an entry, and those of an entry without steps."""
+    """No reset, resets after the last step, and resets of entries without steps change nothing."""
     case = Case(T, B, options={"bidirectional": True}, lengths=[9, 0, 5, 1])
     a, late = case.arrays(), ~case.exists()
     with xplstm.use_kernel(kernel):
@@ -250,7 +250,7 @@ def test_kernels_without_resets_say_so(kernel: Any) -> None:
 
 @pytest.mark.parametrize("proj_size", [0, 300])
 def test_threads_that_share_the_units_of_a_layer_change_no_bit(proj_size: int) -> None:
-    """Threads zero their own units alone: the entry that is not reset keeps its gradients."""
+    """Each thread zeroes only its own units, so other entries keep their gradients."""
     lstm = xplstm.LSTM(16, 512, proj_size=proj_size, rng=0)
     rng = np.random.default_rng(1)
     x = rng.standard_normal((12, 2, 16), dtype="float32")

@@ -1,4 +1,4 @@
-"""The reference kernel: against an independent oracle, against differences, and alike on every backend."""
+"""Check the reference kernel against an independent oracle and differences, on every backend."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_without_dx_the_other_gradients_keep_their_bits(xp: Any, name: str, ever
 
 
 def peak(work: Any) -> int:
-    """Most bytes that `work` held at a time beyond what was there before."""
+    """Return the largest number of bytes that `work` held, minus the bytes before."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     work()
@@ -154,7 +154,7 @@ def test_checkpointing_holds_y_once(
 
 
 def test_inference_holds_no_more_steps_than_its_blocks() -> None:
-    """Memory of a call that is not a result stays bounded while T grows."""
+    """Apart from the results, the memory of a call stays bounded while T grows."""
     lstm = xplstm.LSTM(8, 32, rng=0)
 
     def beyond_results(T: int) -> int:
@@ -166,7 +166,7 @@ def test_inference_holds_no_more_steps_than_its_blocks() -> None:
 
 
 def test_truncated_backpropagation_is_a_call_a_window() -> None:
-    """Gradients of two windows with the state passed on: those of the whole minus the path between them."""
+    """Gradients of two windows are those of the whole, without the path between the windows."""
     case = Case(T=6)
     lstm, a = case.lstm(), case.arrays()
     dy = a["dy"]

@@ -1,4 +1,4 @@
-"""Single steps by the kernel's own way from Python: the same results and errors as by way of all checks."""
+"""Compare single steps on the fast path from Python with the path through all checks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STACKS: dict[str, dict[str, Any]] = {
 
 
 class Both:
-    """One frozen LSTM, and how often its steps went the short way."""
+    """Frozen LSTM that counts its steps on the fast path."""
 
     def __init__(self, **options: Any) -> None:
         lstm = xplstm.LSTM(I, H, rng=3, **options)
@@ -57,7 +57,7 @@ class Both:
         return self.random(1, L, *rows, P), self.random(2, L, *rows, H)
 
     def agree(self, x: Any, state: Any, short: bool) -> None:
-        """Bit for bit, or in their errors; `short` says whether the short way is taken."""
+        """Compare bits or errors; `short` states whether the fast path is taken."""
         outcomes, self.taken = [], 0
         for frozen in (self.short, self.long):
             frozen._steppers = frozen._steppers if frozen is self.short else {None: None}
@@ -251,7 +251,7 @@ def test_steps_leave_no_references_behind() -> None:
 
 
 class Calls(Both):
-    """One frozen LSTM, and how often its calls went the short way."""
+    """Frozen LSTM that counts its calls on the fast path."""
 
     def __init__(self, **options: Any) -> None:
         lstm = xplstm.LSTM(I, H, rng=3, **options)
@@ -271,7 +271,7 @@ class Calls(Both):
         self.long._callers = {None: None}
 
     def agree(self, x: Any, state: Any, short: bool, **options: Any) -> None:
-        """Bit for bit, or in their errors; `short` says whether the short way is taken."""
+        """Compare bits or errors; `short` states whether the fast path is taken."""
         outcomes, self.taken = [], 0
         for frozen in (self.short, self.long):
             try:

@@ -1,4 +1,4 @@
-"""Frozen layers whose weights are stored in bfloat16 or int8: error bounds, bits, and what is refused."""
+"""Check frozen layers with weights in bfloat16 or int8: error bounds, bits, and refused options."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def inputs(case: Case) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
 
 
 def represented(lstm: xplstm.LSTM, storage: Any) -> xplstm.LSTM:
-    """A float32 layer with the weights that the stored ones represent."""
+    """Return a float32 layer with the values of the stored weights."""
     other = xplstm.LSTM(
         lstm.input_size,
         lstm.hidden_size,
@@ -160,7 +160,7 @@ def test_the_error_of_integer_activations_is_within_its_bound(isa: str, sizes: t
 
 
 def integers(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row in integers of at most 127, and their scales."""
+    """Return each row as integers of at most 127 in magnitude, and the scales."""
     largest = np.maximum(np.abs(a).max(1, keepdims=True), np.float32(2.0**-100))
     return np.rint(a * (np.float32(127) / largest)).astype(np.int64), largest / np.float32(127)
 
@@ -168,7 +168,7 @@ def integers(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @NATIVE
 @pytest.mark.parametrize("sizes", SIZES)
 def test_products_are_those_of_the_integers(isa: str, sizes: tuple[int, ...]) -> None:
-    """One step, of which everything but the pointwise part is computed here in whole numbers."""
+    """The test computes the products of one step in integers."""
     case = Case(1, *sizes[1:])
     lstm, (x, (h, c)) = case.lstm(dtype="float32"), inputs(case)
     z = (lstm.params["bias_ih_l0"] + lstm.params["bias_hh_l0"]).astype("float64")
@@ -223,7 +223,7 @@ def test_numbers_that_are_no_integers_stay_in_their_entry(isa: str, how: dict[st
 @NATIVE
 @pytest.mark.parametrize("sizes", SIZES)
 def test_bfloat16_activations_are_those_of_the_rounded_input(isa: str, sizes: tuple[int, ...]) -> None:
-    """One step. Products of numbers of bfloat16 are exact, so only the order of the sums differs."""
+    """Products of bfloat16 numbers are exact, so only the order of the sums differs."""
     case = Case(1, *sizes[1:])
     lstm, (x, (h, c)) = case.lstm(dtype="float32"), inputs(case)
 
@@ -239,7 +239,7 @@ def test_bfloat16_activations_are_those_of_the_rounded_input(isa: str, sizes: tu
 
 @NATIVE
 def test_an_entry_has_the_same_bits_with_bfloat16_activations_in_every_batch(isa: str) -> None:
-    """A NaN stays in its entry, also one whose bits would become an infinity when they are rounded."""
+    """A NaN stays in its entry, even if rounding its bits would give an infinity."""
     frozen = xplstm.LSTM(37, 70, rng=0).freeze(**BFLOAT16)
     x = np.random.default_rng(0).normal(size=(3, 9, 37)).astype("float32")
     want = np.concatenate([frozen(x[:, b : b + 1])[0] for b in range(9)], axis=1)

@@ -31,7 +31,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def product(a: np.ndarray, w: np.ndarray, integers_of_8_bits: bool) -> np.ndarray:
-    """``a @ w.T`` of integers: the digits of a's integers one after another, the highest with its sign."""
+    """Return ``a @ w.T`` of integers, one digit of `a` at a time; the highest digit has the sign."""
     limit = F(127 if integers_of_8_bits else 2**23 - 1)
     largest = np.maximum(np.abs(a).max(-1, keepdims=True, initial=0), F(2.0**-100))
     n = np.minimum(np.rint(a * (limit / largest)), limit).astype(np.int64)
@@ -49,7 +49,7 @@ def product(a: np.ndarray, w: np.ndarray, integers_of_8_bits: bool) -> np.ndarra
 def direction(
     p: dict[str, np.ndarray], x: np.ndarray, state: Any, exists: np.ndarray, small: bool, fused: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """y and the final state of one direction, forward in time."""
+    """Return y and the final state of one direction, forward in time."""
     (h, c), lstm = state, len(p["weight_ih"]) == 4 * len(p["weight_hh"][0]) or "weight_hr" in p
     b, y = p["bias_ih"] + p["bias_hh"], []
     for x_t, there in zip(x, exists[:, :, None], strict=True):

@@ -134,7 +134,7 @@ print(*alone)
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one processor")
 @pytest.mark.slow
 def test_one_thread_ends_a_walk_where_others_have_the_processors() -> None:
-    """With the same bits, forward and backward, through a projection and in two directions."""
+    """Bits are equal, forward and backward, with a projection and two directions."""
     environment = {"XPLSTM_NUM_THREADS": "", "OMP_NUM_THREADS": "", "OPENBLAS_NUM_THREADS": "1"}
     assert min(map(int, started(CROWDED, **environment).stdout.split())) > 0
 
@@ -178,7 +178,7 @@ assert _threads.count(0) < 0
 
 
 def test_threadpoolctl_lists_and_limits_the_threads() -> None:
-    """Including calls before which the compiled part was not needed, and with the old number afterwards."""
+    """The limit applies before the compiled kernel is loaded, and the old number returns afterwards."""
     pytest.importorskip("threadpoolctl")
     free, limited, after = started(
         LIMITED, XPLSTM_NUM_THREADS="3", OMP_NUM_THREADS="", OPENBLAS_NUM_THREADS="1"

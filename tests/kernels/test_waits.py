@@ -1,4 +1,4 @@
-"""A block that never arrives, in emulation: the others leave with NaN, and the next call raises."""
+"""Check in the emulation that blocks return NaN if a block never arrives, and that the next call raises."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = ("float64", "float32", "tf32", "bfloat16")
 
 
 def never_from(step: int) -> tuple[tuple[str, str], ...]:
-    """The last block publishes no step from this one on."""
+    """Stop the last block from publishing, from this step on."""
     silent = f"(blockIdx.y == gridDim.y - 1 && step >= {step})"
     return (
         (PUBLISHED, PUBLISHED.replace("== 0)", f"== 0 && !{silent})")),
@@ -50,7 +50,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @contextmanager
 def fresh(faults: tuple[tuple[str, str], ...]) -> Iterator[None]:
-    """Kernels with a fault, which are not among those that are kept; from now on patience is short."""
+    """Provide newly compiled kernels with a fault and a short time limit."""
     waits.PATIENCE = PATIENCE
     with compiled.faulty(*faults):
         launch.kernel.cache_clear()
@@ -66,7 +66,7 @@ def layer(kind: str) -> tuple[xplstm.LSTM, dict[str, np.ndarray]]:
 
 
 def check_spoiled(got: np.ndarray, want: np.ndarray) -> None:
-    """Whatever is finite is right, and something is not."""
+    """Check that finite numbers are correct, and that some numbers are not finite."""
     missing = np.isnan(got.astype("f8"))
     assert missing.any()
     np.testing.assert_array_equal(got[~missing], want[~missing])
@@ -127,7 +127,7 @@ def test_the_kernel_is_demoted_on_that_device_for_the_process(monkeypatch: pytes
 @thorough
 @pytest.mark.usefixtures("cupy")
 def test_a_block_that_is_only_late_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block that rests for longer than the clock's first look, and less than the bound."""
+    """A block waits longer than until the first read of the clock, but less than the limit."""
     monkeypatch.setattr(f"{__name__}.PATIENCE", standin.PATIENCE)
     lstm, a = layer("float32")
     want = run(lstm, a).flat()

@@ -1,4 +1,4 @@
-"""CTC against the sum over every alignment, written out; no other library is needed."""
+"""Check CTC against the sum over all alignments; no other library is needed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T, B, V = 4, 3, 3
 
 
 def collapsed(path, blank):
-    """What a path says: runs become one label, and blanks go."""
+    """Return the labels of a path: merge repeated labels, then remove blanks."""
     return [label for label, _ in itertools.groupby(path) if label != blank]
 
 
 def defined(logits, targets, lengths, target_lengths, blank=0):
-    """One loss for each batch entry."""
+    """Return one loss for each batch entry."""
     found = []
     for b, (steps, count) in enumerate(zip(lengths, target_lengths, strict=True)):
         p = np.exp(logits[:steps, b])

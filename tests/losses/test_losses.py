@@ -1,4 +1,4 @@
-"""Losses and their gradients against the definition, differences and PyTorch, on every backend."""
+"""Check losses and their gradients against the definition, differences and PyTorch, on every backend."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mask(rng):
 
 
 def defined_cross_entropy(logits, targets, mask=None):
-    """The definition, one element at a time."""
+    """Compute the definition, one element at a time."""
     mask = np.ones(targets.shape, dtype=bool) if mask is None else mask
     terms = []
     for place in zip(*np.nonzero(mask), strict=True):
@@ -115,7 +115,7 @@ def test_the_dtype_stays(xp, logits, targets, dtype):
 
 
 def test_half_precision_is_summed_in_float32():
-    """70000 elements: their number alone is more than float16 can hold."""
+    """There are 70000 elements, and float16 cannot represent this number."""
     logits = np.zeros((70000, 2), dtype=np.float16)
     loss, pullback = losses.softmax_cross_entropy(logits, np.zeros(70000, dtype=np.int8))
     assert float(loss) == pytest.approx(math.log(2), rel=1e-3)

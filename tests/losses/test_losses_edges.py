@@ -1,4 +1,4 @@
-"""Losses at the values and shapes where a branch turns."""
+"""Check losses at values and shapes where the code branches."""
 
 from __future__ import annotations
 

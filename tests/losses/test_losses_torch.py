@@ -1,4 +1,4 @@
-"""Losses with every option against PyTorch, and on every backend."""
+"""Compare losses with every option with PyTorch, on every backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T, B, V = 5, 3, 4
 
 
 def agree(torch, ours, theirs, given, dloss=None):
-    """Value and gradient of one loss, ours and theirs."""
+    """Compare value and gradient of one loss with those of PyTorch."""
     loss, pullback = ours
     tensor, reference = theirs
     scale = np.asarray(1.0 if dloss is None else dloss)
@@ -111,7 +111,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_masks_and_weights_of_samples_and_steps(kind, xp, rng):
-    """NaN where the mask is False; a weight of 2 counts twice."""
+    """Masked elements are NaN, and a weight of 2 counts twice."""
     x = rng.normal(size=(T, B, V))
     mask = rng.random((T, B)) < 0.7
     mask[0, 0] = True

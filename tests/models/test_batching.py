@@ -1,4 +1,4 @@
-"""One-hot vectors, ragged batches and windows, on every backend."""
+"""Check one-hot vectors, ragged batches and windows on every backend."""
 
 from __future__ import annotations
 

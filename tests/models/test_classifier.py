@@ -1,4 +1,4 @@
-"""SequenceClassifier against PyTorch, against differences and between backends."""
+"""Check SequenceClassifier against PyTorch and differences, and between backends."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_one_sequence_without_an_axis_of_rows(x, step_targets):
 
 
 def test_fit_trains_it_and_its_checkpoint_makes_it_again(tmp_path, rng):
-    """The class is the place of the largest of three sums, which depends on the whole sequence."""
+    """The class is the index of the largest of three sums over the whole sequence."""
     pytest.importorskip("safetensors")
     x = rng.normal(size=(4, 200, 3)).astype("float32")
     targets = x.sum(axis=0).argmax(axis=-1)

@@ -1,4 +1,4 @@
-"""What a SequenceClassifier reads, pools and predicts: ids, padding, mean and maximum, labels, numbers."""
+"""Check what a SequenceClassifier reads, pools and predicts: ids, padding, mean, maximum, labels, numbers."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_every_backend_gives_the_same(xp, pooling, task):
 
 
 def test_it_learns_whether_a_word_is_there(rng):
-    """The class is whether the id 7 is somewhere in sequences of several lengths, filled up with 0."""
+    """The class states whether the id 7 is in a sequence; sequences are padded with 0."""
     ids = rng.integers(1, 20, (12, 400))
     ids[np.arange(12)[:, None] >= rng.integers(3, 13, 400)] = 0
     there = (ids == 7).any(axis=0).astype(int)

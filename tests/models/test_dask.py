@@ -1,4 +1,4 @@
-"""Models on Dask arrays: the numbers of one NumPy call, over chunks of any size, in a small graph."""
+"""Compare models on Dask arrays with one NumPy call, over chunks of any size, in a small graph."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CHUNKS: dict[str, Any] = {"small": (4, 3), "whole": (11, 8), "uneven": ((3, 8), 
 
 
 def chunked(a: np.ndarray, chunks: Any) -> Any:
-    """A Dask array, of features in two chunks."""
+    """Return a Dask array with the features in two chunks."""
     return da.from_array(a, chunks=(*chunks, 2) if a.ndim == 3 else chunks)
 
 
 def picked(a: Any, axis: int) -> Any:
-    """The entries `KEEP` of a Dask array, of a number that Dask does not know."""
+    """Return the entries `KEEP` of a Dask array; Dask does not know their number."""
     keep = da.from_array(KEEP, chunks=(a.chunks[axis],))
     return a[(slice(None),) * axis + (keep,)]
 

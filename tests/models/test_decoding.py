@@ -1,4 +1,4 @@
-"""Sampling against its own probabilities, beam search against looking at every sequence."""
+"""Check sampling against its probabilities, and beam search against all sequences."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_every_row_has_its_own_distribution():
 
 
 class Constant(np.random.Generator):
-    """A generator that always gives one number."""
+    """Generator that always returns one number."""
 
     def __init__(self, number):
         super().__init__(np.random.PCG64(0))
@@ -184,7 +184,7 @@ V, END = 4, 2
 
 
 class Chain:
-    """A model whose next token depends on all before it, by an LSTM; and the probability of a whole."""
+    """Model whose next token depends on all earlier tokens through an LSTM, with sequence probabilities."""
 
     def __init__(self, backend=None, seed=0):
         where = {"xp": backend and backend.xp, "dtype": "float64", "rng": seed}
@@ -201,7 +201,7 @@ class Chain:
         return logits, tuple(state)
 
     def log_probability(self, tokens, h, c):
-        """Of tokens after the first one, from the state of one row, all steps at once."""
+        """Return the log-probability of the tokens after the first one, computed for all steps at once."""
         y, _ = self.lstm(self.embedding(np.asarray([[t] for t in tokens[:-1]])), (h, c))
         logits = self.linear(y)[:, 0]
         z = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -217,7 +217,7 @@ FIRST = [2, 0, 1]
 
 
 def every_sequence(max_length):
-    """All that end, and all that are cut."""
+    """Return all sequences that end, and all that are truncated."""
     others = [token for token in range(V) if token != END]
     for length in range(max_length):
         for tokens in itertools.product(others, repeat=length):
@@ -254,7 +254,7 @@ def test_a_beam_of_full_width_finds_the_best_of_all_sequences(state, length_pena
 
 
 def greedy(chain, first, state, max_length):
-    """The likeliest token each time."""
+    """Return the most probable token at each step."""
     tokens = [first]
     while len(tokens) <= max_length and (len(tokens) == 1 or tokens[-1] != END):
         logits, state = chain.step(np.asarray(tokens[-1:]), state)
@@ -275,7 +275,7 @@ def test_a_width_of_one_takes_the_likeliest_each_time(state):
 
 
 def test_a_wider_beam_finds_what_greedy_decoding_misses():
-    """The best first token leads nowhere likely."""
+    """The most probable first token has no probable continuation."""
     with np.errstate(divide="ignore"):
         after = np.log([[0.4, 0.35, 0.25, 0], [0.02, 0.02, 0.96, 0], [1, 0, 0, 0], [0.55, 0.45, 0, 0]])
     search = {"end": 2, "max_length": 4}
@@ -314,7 +314,7 @@ def test_every_backend_finds_the_same(xp, state):
 
 
 def test_the_search_stops_when_nothing_can_become_better():
-    """After the first step the best has half of the probability, and no other can reach that."""
+    """After the first step, the best has half of the probability, and no other can reach it."""
     calls = []
 
     def step(tokens, state):
@@ -330,7 +330,7 @@ def test_the_search_stops_when_nothing_can_become_better():
 
 
 def test_the_search_goes_on_while_a_longer_sequence_could_have_a_better_mean():
-    """Two have ended after two steps; what is left is less likely than both, and certain from there on."""
+    """Two sequences have ended; the third is less probable than both, but certain from there on."""
     with np.errstate(divide="ignore"):
         after = np.log([[0, 0.55, 0, 0.45], [0, 0, 1, 0], [0, 0, 1, 0], [0.55, 0, 0, 0.45]])
     ((best, *_),) = beam_search(
@@ -341,7 +341,7 @@ def test_the_search_goes_on_while_a_longer_sequence_could_have_a_better_mean():
 
 
 def test_the_search_goes_on_while_a_longer_sequence_could_be_among_the_best():
-    """Two have ended after two steps; what is left is likelier than the second of them."""
+    """Two sequences have ended; the third is more probable than the second of them."""
     with np.errstate(divide="ignore"):
         after = np.log([[0, 0.7, 0.3], [0, 0.6, 0.4], [0.4, 0, 0.6]])
     ((first, second),) = beam_search(lambda t, s: (after[t], s), (), [2], end=2, width=2, max_length=3)
@@ -355,7 +355,7 @@ def test_the_first_token_can_be_the_end():
 
 
 def test_a_forbidden_token_is_in_no_sequence():
-    """Two of the tokens are impossible, so that one sequence alone is found."""
+    """Two tokens are impossible, so only one sequence is found."""
     after = np.asarray([0.0, -math.inf, -math.inf])
     ((only,),) = beam_search(
         lambda t, s: (np.tile(after, (len(t), 1)), s), (), [0], end=2, width=3, max_length=2

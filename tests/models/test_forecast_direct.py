@@ -1,4 +1,4 @@
-"""Direct forecasts: covariates, a subset of the columns, many steps at once, and quantiles."""
+"""Check direct forecasts: covariates, a subset of the columns, many steps at once, and quantiles."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make(**options):
 
 
 def batch_of(model, rng, lengths=None, to=np.asarray):
-    """Inputs and targets for a model."""
+    """Return inputs and targets for a model."""
     x = np.asarray(MEAN) + np.asarray(STD) * rng.normal(size=(T, B, F))
     targets = rng.normal(size=(T, B, N, len(model.targets)))
     future = rng.normal(size=(N, B, len(model.known)))
@@ -183,7 +183,7 @@ def test_windows_of_numpy_take_no_memory():
 
 @pytest.mark.slow
 def test_a_wave_that_follows_what_is_known_is_learnt(tmp_path):
-    """The target is the known column of the same step: nothing before it says what comes."""
+    """The target is the known column of the same step, which the past does not determine."""
     rng = np.random.default_rng(0)
     plan = rng.normal(size=(400, 1)).astype("float32")
     series = np.concatenate([3 * plan, plan], axis=1)

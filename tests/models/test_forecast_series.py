@@ -1,4 +1,4 @@
-"""A forecaster on one series: scaling, the split in order of time, and tests from rolling origins."""
+"""Check a forecaster on one series: scaling, the split in time, and backtests from rolling origins."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_rounding_of_a_constant_is_no_deviation(value, dtype):
 
 
 def test_what_is_held_out_does_not_reach_the_training(series):
-    """Neither the scale nor the parameters depend on the last fifth, without a choice by validation."""
+    """Without validation, scale and parameters do not depend on the last fifth."""
     changed = series.copy()
     changed[96:] = 1000 + changed[96:] ** 2
     models = make(), make()

@@ -1,4 +1,4 @@
-"""Forecaster against PyTorch, against differences and between backends."""
+"""Check Forecaster against PyTorch and differences, and between backends."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_dropout_reaches_between_the_layers_and_before_the_linear_one(x, targets
 
 
 def test_fit_trains_it_and_its_checkpoint_makes_it_again(tmp_path):
-    """Half the error of saying that a wave stays where it is."""
+    """The error is below half of that of repeating the last value of a wave."""
     pytest.importorskip("safetensors")
     series = (10 + 3 * np.sin(np.arange(120) / 2)).astype("float32")[:, None]
     inputs, targets = windows(series, 12)

@@ -1,4 +1,4 @@
-"""What layers and models refuse, and that a pullback keeps the parameters it was made with."""
+"""Check errors of layers and models, and that a pullback keeps the parameters of its call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODELS = {
 
 
 def flat(gradients):
-    """Every array of a nested result, on the host."""
+    """Return every array of a nested result on the host."""
     if isinstance(gradients, dict):
         return [a for part in gradients.values() for a in flat(part)]
     if isinstance(gradients, tuple):

@@ -1,4 +1,4 @@
-"""CharLM against PyTorch and against differences, on every backend; and what it writes."""
+"""Check CharLM against PyTorch and differences, on every backend, and its generated text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def state(rng):
 
 
 def in_torch(model):
-    """The same model, made of torch's layers."""
+    """Return the same model, made of PyTorch layers."""
     import torch
 
     layers = {
@@ -94,7 +94,7 @@ def test_gradients_through_dropout_are_those_of_the_same_masks(ids, targets, sta
 
 
 def test_dropout_reaches_between_the_layers_and_before_the_linear_one(ids, targets):
-    """With one layer only the second can act; with linear weights of 0 only the first cannot be seen."""
+    """With one layer, only the second dropout acts; with linear weights of 0, only the first is invisible."""
     one = CharLM(VOCAB, H, 1, dropout=0.5, dtype="float64", rng=3)
     assert float(one.loss_vjp(ids, targets, rng=1)[0]) != float(one.loss(ids, targets)[0])
     two = make(dropout=0.5)
@@ -173,7 +173,7 @@ def greedy(model, prompt, length):
 
 @pytest.fixture
 def opinionated():
-    """A model whose successive logits differ clearly."""
+    """Return a model whose successive logits differ clearly."""
     model = make(rng=5)
     model.params = {name: 6 * a for name, a in model.params.items()}
     return model

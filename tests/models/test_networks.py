@@ -1,4 +1,4 @@
-"""Models whose LSTM was replaced by a GRU, an RNN or a Jordan RNN, whose state is one array."""
+"""Check models whose LSTM was replaced by a GRU, an RNN or a Jordan RNN, whose state is one array."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seq2Seq against PyTorch, against differences, against every possible answer, and between backends."""
+"""Check Seq2Seq against PyTorch, differences and all possible answers, and between backends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make(**options):
 
 
 def lively(**options):
-    """A model whose answers are many."""
+    """Return a model with many different answers."""
     model = make(rng=2, **options)
     loud = ("encoder.weight", "decoder.weight", "linear.weight")
     model.params = {name: 8 * a if name.startswith(loud) else a for name, a in model.params.items()}
@@ -158,7 +158,7 @@ def test_dropout_reaches_both_networks_and_the_linear_layer(source, target):
 
 
 def log_probabilities(model, source, lengths):
-    """Of every answer of up to 3 tokens, for each row: what `__call__` says of it as a target."""
+    """Return the log-probability of each answer of up to 3 tokens as a target, for each batch entry."""
     found = {}
     for tokens in (np.asarray(t) for t in every_answer(3)):
         target = np.tile(tokens[:, None], (1, B))
@@ -169,7 +169,7 @@ def log_probabilities(model, source, lengths):
 
 
 def every_answer(max_length):
-    """Sequences of this vocabulary, whose end token is 3 where that of `every_sequence` is 2."""
+    """Return all sequences of this vocabulary, whose end token is 3 and not 2 as in `every_sequence`."""
     swapped = {2: 3, 3: 2}
     for tokens in every_sequence(max_length):
         yield tuple(swapped.get(token, token) for token in tokens)
@@ -234,7 +234,7 @@ def test_tokens_may_be_words():
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
 def test_it_learns_to_reverse(ratio):
-    """All words of up to 3 of 4 letters; the guide checks many others."""
+    """The words have up to 3 of 4 letters; the guide checks many others."""
     words = ["".join(SOURCE[k] for k in word) for word in np.ndindex(4, 4, 4)]
     words += ["".join(SOURCE[k] for k in word) for word in np.ndindex(4, 4)]
     model = Seq2Seq("abcd", "abcd", 24, teacher_forcing=ratio, rng=0)

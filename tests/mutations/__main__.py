@@ -38,7 +38,7 @@ ENGINE = "xplstm/kernels/_engine.abi3.so"
 
 
 class Verdicts:
-    """The changes judged so far, and how each was seen; empty for one that survives."""
+    """The changes that were judged, and the test that detected each; empty for a survivor."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path

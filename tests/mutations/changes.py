@@ -1,4 +1,4 @@
-"""Changes of Python by its syntax tree, and of C by its tokens."""
+"""Change Python code by its syntax tree, and C code by its tokens."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ NO_CODE = re.compile(r'/\*.*?\*/|"(?:\\.|[^"\\\n])*"|^[ \t]*#(?:[^\n]*\\\n)*[^\n
 
 
 class Change(NamedTuple):
-    """A module with one place changed: the text of the changed module, and the lines of its statement."""
+    """Module with one changed place: the text of the changed module, and the lines of its statement."""
 
     module: str
     line: int
@@ -67,12 +67,12 @@ class Change(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What names the change in a file of results."""
+        """Return the name of the change in a file of results."""
         return hashlib.sha256(f"{self.module}\n{self.text}".encode()).hexdigest()[:16]
 
 
 class Place(NamedTuple):
-    """An expression, the lines of its statement, and whether it is in the body of a function."""
+    """Expression, the lines of its statement, and whether it is in the body of a function."""
 
     node: ast.expr
     line: int
@@ -130,7 +130,7 @@ def places(node: ast.AST, first: int = 0, last: int = 0, inside: bool = False) -
 
 
 def untouched(node: ast.AST) -> bool:
-    """Whether a part is a message, a type or a check that zip makes."""
+    """Return whether a part is a message, a type, or an argument such as `strict` of zip."""
     if isinstance(node, ast.Assign):
         return ast.unparse(node.targets[0]) in ("msg", "T", "P", "R", "V")
     if isinstance(node, ast.If):
@@ -145,7 +145,7 @@ def header(node: ast.stmt) -> int:
 
 
 class Condition(ast.expr):
-    """A condition that is no comparison."""
+    """Condition that is not a comparison."""
 
     def __init__(self, value: ast.expr) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Condition(ast.expr):
 
 
 def alternatives(node: ast.expr) -> Iterator[ast.expr]:
-    """Yield what can be written instead of an expression."""
+    """Yield the replacements of an expression."""
     match node:
         case Condition():
             yield ast.UnaryOp(ast.Not(), node.value)

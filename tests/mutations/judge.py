@@ -43,7 +43,7 @@ DAY = 24 * 3600.0
 
 
 class Item(NamedTuple):
-    """A test, its time in seconds, and the lines that it reaches: of each module, by path."""
+    """Test with its time in seconds, and the lines of each module that it reaches, by path."""
 
     name: str
     seconds: float
@@ -57,7 +57,7 @@ def preload() -> None:
 
 
 def forked(work: Callable[[], Any], limit: float) -> Any:
-    """Return what `work` returns in a fork, as JSON can hold it; a text if it takes too long or dies."""
+    """Return the result of `work` in a fork, in JSON types; or a text after a time limit or a crash."""
     with tempfile.NamedTemporaryFile("r") as answer:
         child = os.fork()
         if child == 0:
@@ -82,7 +82,7 @@ def forked(work: Callable[[], Any], limit: float) -> Any:
 
 
 class Tests:
-    """A plugin of pytest: `work` gets the collected tests, and runs them as it likes."""
+    """Plugin of pytest that passes the collected tests to `work`."""
 
     def __init__(self, work: Callable[[Tests], None]) -> None:
         self.work = work
@@ -98,7 +98,7 @@ class Tests:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out what further array libraries repeat; as a reference they stay."""
+        """Leave out the repetitions for further array libraries, but not those used as a reference."""
         items[:] = [item for item in items if library_of(item) in ("", "numpy", "array_api_strict")]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -110,7 +110,7 @@ class Tests:
             self.failed = self.failed or report.nodeid
 
     def run(self, items: Sequence[pytest.Item]) -> str:
-        """Return the first test that fails, or nothing."""
+        """Return the first test that fails, or an empty text."""
         for number, item in enumerate(items):
             following = items[number + 1] if number + 1 < len(items) else None
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -120,7 +120,7 @@ class Tests:
 
 
 def library_of(item: pytest.Item) -> str:
-    """Return the array library that the fixture `xp` gives to a test, or nothing."""
+    """Return the array library that the fixture `xp` gives to a test, or an empty text."""
     call = getattr(item, "callspec", None)
     return call.params.get("xp", "") if call else ""
 
@@ -196,7 +196,7 @@ def codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def replace(path: str, right: str, wrong: str) -> None:
-    """Give every function of a module its changed code."""
+    """Replace the code of every function of a module by the changed code."""
     new = dict(zip(*(codes(compile(text, path, "exec")) for text in (right, wrong)), strict=True))
     # tests/conftest.py freezes what exists after the collection, and frozen objects are not listed.
     gc.unfreeze()
@@ -206,7 +206,7 @@ def replace(path: str, right: str, wrong: str) -> None:
 
 
 def import_changed(path: str, text: str) -> None:
-    """Make later imports of a module see another text."""
+    """Make later imports of a module read another text."""
     right = importlib.machinery.SourceFileLoader.get_code
 
     def get_code(self: importlib.machinery.SourceFileLoader, name: str) -> types.CodeType | None:
@@ -218,7 +218,7 @@ def import_changed(path: str, text: str) -> None:
 def quick(
     folder: Path, arguments: Sequence[str], changes: Sequence[Change], say: Callable[..., None]
 ) -> tuple[list[Item], list[Change]]:
-    """Judge changes in forks of one process; say each verdict, and return the tests and what survives."""
+    """Judge changes in forks of one process; print each verdict, and return the tests and the survivors."""
     # A process that has imported the engine would never see another one at the same path.
     answer = forked(lambda: _quick(folder, arguments, changes, say), DAY)
     if isinstance(answer, str):
@@ -231,7 +231,7 @@ def quick(
 def _quick(
     folder: Path, arguments: Sequence[str], changes: Sequence[Change], say: Callable[..., None]
 ) -> tuple[list[Item], list[int]] | str:
-    """Do the work of `quick` in a process of its own; survivors are numbers, since JSON holds them."""
+    """Do the work of `quick` in a separate process; survivors are numbers, because JSON has no objects."""
     found: list[Item] = []
     survivors: list[int] = []
 

@@ -89,7 +89,7 @@ TARGETS = {
 
 
 class Harmless(NamedTuple):
-    """A change that alters no result: the line before and after it, and why."""
+    """Change that alters no result: the line before and after it, and the reason."""
 
     module: str
     before: str

@@ -1,4 +1,4 @@
-"""Other libraries' own differentiation and compilation pass through the reference kernel."""
+"""Check that differentiation and compilation of other libraries work through the reference kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dask arrays: the bits of one call over the whole array, in a graph of one task a block."""
+"""Check Dask arrays: the bits of one call over the whole array, in a graph with one task per block."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAYERS: dict[str, Any] = {
 
 
 def given(valid: str, chunked: bool) -> dict[str, Any]:
-    """Keywords of a call; `chunked` ones as Dask arrays in chunks of their own."""
+    """Return keywords of a call; those in `chunked` are Dask arrays with separate chunks."""
     if valid.startswith("resets"):
         reset = {"reset": da.from_array(RESETS, chunks=(5, 3)) if chunked else RESETS}
         return reset | given(valid.removeprefix("resets, "), chunked)
@@ -180,7 +180,7 @@ def test_random_chunks_some_of_them_empty(seed: int, network: Any) -> None:
 
 
 def parts(results: Any) -> list[Any]:
-    """The arrays of what a call returns."""
+    """Return the arrays in the result of a call."""
     y, end = results
     return [y, *(end if isinstance(end, tuple) else (end,))]
 
@@ -250,7 +250,7 @@ def test_bytes_in_another_order_are_converted() -> None:
 
 
 def test_two_worker_processes_one_of_them_killed() -> None:
-    """Work that a dead worker held is done again by the other, to the same bits."""
+    """The other worker repeats the lost work, with the same bits."""
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")
     lstm = xplstm.LSTM(I, 64, 2, rng=1)
     x = np.random.default_rng(5).normal(size=(400, 64, I)).astype("float32")

@@ -1,4 +1,4 @@
-"""Dask arrays whose chunks are on a device: every block stays there. A stand-in for CuPy shows it."""
+"""Check with a stand-in for CuPy that Dask arrays with chunks on a device stay there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ X = RNG.normal(size=(T, B, I)).astype("float32")
 
 
 def unwrapped(value: Any) -> Any:
-    """Arrays of the device as NumPy's; those of NumPy are refused, as CuPy refuses them."""
+    """Convert device arrays to NumPy arrays, and refuse NumPy arrays, as CuPy does."""
     if isinstance(value, Held):
         return value.held
     if isinstance(value, np.ndarray) and value.ndim:
@@ -41,7 +41,7 @@ def wrapped(value: Any) -> Any:
 
 
 class Held(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array with NumPy's dtypes that no function of the host takes by itself, as CuPy's arrays are."""
+    """Array with NumPy's dtypes that NumPy functions do not accept, like CuPy's arrays."""
 
     device = "device 0"
 
@@ -85,7 +85,7 @@ class Held(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 class Namespace(types.ModuleType):
-    """NumPy's functions of the standard, which take arrays of the device and give them."""
+    """NumPy's functions of the array API standard, for device arrays."""
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(np, name)
@@ -115,7 +115,7 @@ def joins_chunks() -> None:
 
 
 def on_device(model: Any) -> Any:
-    """The model with its parameters on the device."""
+    """Return the model with its parameters on the device."""
     model.params = {name: Held(a) for name, a in model.params.items()}
     return model
 
@@ -125,7 +125,7 @@ def chunked(x: np.ndarray, chunks: Any) -> Any:
 
 
 def same(got: Any, want: np.ndarray) -> None:
-    """Every chunk is on the device, as the array says, and the numbers are those of NumPy."""
+    """Check that every chunk is on the device, as the array states, with the numbers of NumPy."""
     assert isinstance(got._meta, Held)
     parts = [block.compute(scheduler="synchronous") for block in got.to_delayed().reshape(-1)]
     assert all(isinstance(part, Held) for part in parts)

@@ -1,4 +1,4 @@
-"""The mask generator against Philox written from its paper, and against its distribution."""
+"""Check the mask generator against Philox as in its paper, and against its distribution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LAYERS = masks.Purpose.BETWEEN_LAYERS
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
-    """Philox 4x64-10 of Salmon et al. (2011)."""
+    """Compute Philox 4x64-10 of Salmon et al. (2011)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -53,7 +53,7 @@ def test_streams_and_keys_differ() -> None:
 
 
 def test_a_number_that_equals_the_probability_is_kept_and_not_held():
-    """Numbers are in [0, p) with probability p, so that p itself is outside."""
+    """Numbers are in [0, p) with probability p, so p itself is outside."""
     key, shape = (3, 5), (8,)
     for n in range(8):
         p = float(masks.uniform(shape, key, LAYERS, 1)[n])

@@ -1,4 +1,4 @@
-"""The public classes."""
+"""Check the public classes."""
 
 from __future__ import annotations
 
@@ -432,7 +432,7 @@ def test_a_pullback_keeps_the_parameters_it_was_made_with(name: str) -> None:
 
 
 def leaves(tree: Any) -> list[np.ndarray]:
-    """Every array of a gradient, in order."""
+    """Return every array of a gradient, in order."""
     if isinstance(tree, dict):
         return [leaf for value in tree.values() for leaf in leaves(value)]
     if isinstance(tree, tuple | list):
@@ -497,7 +497,7 @@ def test_dropout_without_effect_is_a_warning() -> None:
 
 
 def test_linear_makes_one_product_of_two_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CuPy would make T products of three axes, and copy the weights for them."""
+    """For three axes, CuPy would compute T products and copy the weights for each."""
     layer, axes, widen = xplstm.Linear(3, 2, rng=0), [], _array.widen
 
     def recorded(a: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Layers, states and models under JAX's transformations, as arguments and results."""
+"""Check layers, states and models under JAX's transformations, as arguments and results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random configurations against PyTorch: outputs, states and all gradients."""
+"""Compare random configurations with PyTorch: outputs, states and all gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def random_case(seed: int) -> Case:
 
 
 def torch_answer(case: Case, lstm: xplstm.LSTM, arrays: dict[str, np.ndarray]) -> Answer:
-    """PyTorch's, row by row where the batch is ragged: its packed form refuses length 0."""
+    """Return PyTorch's results; ragged batches run entry by entry, because packing refuses length 0."""
     module = torch.nn.LSTM(case.I, case.H, **case.options).double()
     module.load_state_dict({k: torch.tensor(v) for k, v in lstm.params.items()})
     a = {k: torch.tensor(v, requires_grad=True) for k, v in arrays.items()}
@@ -99,7 +99,7 @@ def test_a_torch_state_dict_loads_as_it_is() -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_resets_are_those_of_a_loop_over_cells(kernel: str) -> None:
-    """What users of PyTorch write: zero the state of some entries before each step."""
+    """PyTorch users write such a loop: zero the state of some entries before each step."""
     case = Case(T=12, B=5, options={"batch_first": False})
     reset = np.random.default_rng(0).random((case.T, case.B)) < 0.3
     module, arrays = case.lstm(), case.arrays()

@@ -1,4 +1,4 @@
-"""Optimisers against PyTorch and against their formulas, on every backend."""
+"""Compare optimisers with PyTorch and with their formulas, on every backend."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_clipping_half_precision_sums_in_float32():
 
 
 def test_clipping_reads_no_value(gradients, jax):
-    """Under jit a value that is looked at raises."""
+    """Under jit, reading a value raises an error."""
     grads = {name: jax.numpy.asarray(g) for name, g in gradients[0].items()}
     clipped, _ = jax.jit(lambda grads: optim.clip_by_global_norm(grads, 0.1))(grads)
     assert norm_of(clipped) == pytest.approx(0.1)

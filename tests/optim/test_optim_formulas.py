@@ -1,4 +1,4 @@
-"""Optimisers, schedules and clipping by their formulas, and the values at which a branch turns."""
+"""Compare optimisers, schedules and clipping with their formulas, also at values where the code branches."""
 
 from __future__ import annotations
 

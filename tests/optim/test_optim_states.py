@@ -1,4 +1,4 @@
-"""State of each parameter: presence patterns, groups, tied parameters, half precision, loaded states."""
+"""Check the state of each parameter: missing gradients, groups, ties, half precision, loaded states."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name(state, error, message):
 
 @pytest.mark.parametrize("present", ["", "w", "b", "bw"])
 def test_a_state_without_some_averages_is_loaded_again(present):
-    """After updates without gradients, the step counts and no average is there."""
+    """After updates without gradients, the state has step counts but no average."""
     params = {"w": np.ones(2), "b": np.ones(3, "float16")}
     adam = optim.Adam(optim.warmup_cosine(0.1, 2, 9))
     for names in ("", present, ""):
@@ -241,7 +241,7 @@ def test_updates_without_any_parameter_count_and_are_loaded_again():
 
 
 def test_autograd_of_torch_records_no_update(torch):
-    """A loop by hand may differentiate with respect to the parameters and pass gradients with a graph."""
+    """A hand-written loop may pass gradients with a graph, and parameters that require gradients."""
     w, fixed = torch.ones(3, requires_grad=True), torch.ones(2)
     params, adam = {"w": w, "tied": w, "fixed": fixed}, optim.AdamW(0.1)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Files of checkpoints: what they hold, and every way in which one can be damaged."""
+"""Check checkpoint files: their contents, and every way in which a file can be damaged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def a_point(**changes):
 
 
 def parts(path):
-    """Tensors and metadata of a file, to be changed and written again."""
+    """Return tensors and metadata of a file, to change and write them."""
     contents = safetensors.read(str(path))
     return {name: np.array(t.array()) for name, t in contents.tensors.items()}, dict(contents.metadata)
 
@@ -156,7 +156,7 @@ def test_tied_parameters_are_one_array_again(path):
 
 
 class Named:
-    """A model that says what it is."""
+    """Model with a method `config`."""
 
     def __init__(self, config=None):
         self.params = {"w": np.zeros(1)}

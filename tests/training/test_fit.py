@@ -1,4 +1,4 @@
-"""`fit` under attack: numbers that are not finite, signals, resumed runs that do not fit, odd arguments."""
+"""Check `fit` with numbers that are not finite, signals, unsuitable resumed runs, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMPY = _array.numpy_namespace()
 
 
 class Line:
-    """Two weights; a batch says what is wrong with its loss, gradient or parameters."""
+    """Model of two weights; a batch states the fault of its loss, gradient or parameters."""
 
     def __init__(self, xp=NUMPY, dtype="float64"):
         self.xp = xp
@@ -64,7 +64,7 @@ def host(params):
 
 
 class Reads:
-    """Torch's arrays as those of a device: lazy, and each look at a value is counted."""
+    """PyTorch tensors that behave like device arrays: lazy, and reads of a value are counted."""
 
     def __init__(self, monkeypatch, torch):
         self.count = 0
@@ -190,7 +190,7 @@ def test_clipping_by_infinity_trains_as_without():
 
 
 class Small(Line):
-    """The gradient of one weight is below what float16 can hold."""
+    """Model with one gradient below the range of float16."""
 
     def loss_vjp(self, fault, *_):
         w = self.params["w"]
@@ -314,7 +314,7 @@ def test_a_part_can_be_frozen(frozen):
 
 
 class Tied(Line):
-    """Two names, one array."""
+    """Model with two names for one array."""
 
     def __init__(self):
         super().__init__()
@@ -854,7 +854,7 @@ EMPTY = np.zeros((5, 0, 1))
 @pytest.mark.parametrize("kind", [list, iter])
 @pytest.mark.parametrize("parallel", [None, training.Shards(None, 1)])
 def test_an_empty_batch_is_refused_by_name(inputs, kind, parallel):
-    """Its loss would be 0, and its update would follow the averages of the optimiser."""
+    """Its loss would be 0, and the optimiser's averages would determine the update."""
     full, model = (np.ones((5, 2, 1), "float32"),) * 2, Forecaster(1, 2, rng=0)
     data = kind([full, (inputs, EMPTY), full])
     with pytest.raises(xplstm.ArgumentError, match=r"inputs of batch 1 of epoch 0 have the shapes .* leave"):
@@ -893,7 +893,7 @@ def test_streams_count_from_the_end_and_take_any_integer():
 
 
 class Constant:
-    """A model that reads nothing of its batch."""
+    """Model that does not read its batch."""
 
     def __init__(self):
         self.params = {"w": np.ones(1)}
@@ -903,7 +903,7 @@ class Constant:
 
 
 class Recorder(Constant):
-    """A model that keeps a copy of each batch."""
+    """Model that keeps a copy of each batch."""
 
     def __init__(self):
         super().__init__()
@@ -915,7 +915,7 @@ class Recorder(Constant):
 
 
 class Reused(Sequence):
-    """Batches written into `count` buffers by turns."""
+    """Yield batches in `count` buffers in turn."""
 
     def __init__(self, count):
         self.buffers = np.zeros((count, 1, 2))

@@ -1,4 +1,4 @@
-"""Gradients chunk by chunk are those of one pass over the whole sequence."""
+"""Compare gradients chunk by chunk with those of one pass over the whole sequence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def loss(y: Any, targets: Any) -> Any:
 
 
 def options_of(name: str, lo: int, hi: int, first: bool) -> dict[str, Any]:
-    """The steps ``lo:hi`` of what says which steps exist, or start from zeros."""
+    """Return the steps ``lo:hi`` of lengths, mask and reset."""
     if not name:
         return {}
     if name == "lengths":
@@ -48,7 +48,7 @@ def options_of(name: str, lo: int, hi: int, first: bool) -> dict[str, Any]:
 
 
 def sizes(rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Random chunks, some of which have no steps."""
+    """Return random chunk sizes, some of them zero."""
     cuts = np.sort(rng.integers(0, T + 1, size=rng.integers(0, 6)))
     bounds = [0, *cuts.tolist(), T]
     return list(itertools.pairwise(bounds))
@@ -119,7 +119,7 @@ def test_half_precision_is_rounded_once() -> None:
 
 
 def test_a_head_and_an_embedded_stream() -> None:
-    """The gradients of a layer on top, from `Streams` of a series."""
+    """Compute gradients of an additional layer, with chunks from `Streams`."""
     lstm, head = xplstm.LSTM(1, H, dtype="float64", rng=1), xplstm.Linear(H, 1, dtype="float64", rng=1)
 
     def judge(y: Any, targets: Any) -> Any:
@@ -138,7 +138,7 @@ def test_a_head_and_an_embedded_stream() -> None:
 
 
 class Twice:
-    """Chunks that can be read from both ends, and say so; the second reading may be short."""
+    """Chunks with forward and backward iteration; the second reading may be shorter."""
 
     def __init__(self, chunks: list[Any], lost: int = 0) -> None:
         self.chunks, self.lost = chunks, lost

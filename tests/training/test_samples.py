@@ -1,4 +1,4 @@
-"""Batches of arrays larger than memory: their order, their parts, reading ahead, and resuming."""
+"""Check batches of arrays larger than memory: order, parts, reading ahead, and resuming."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xplstm.training._order import Permutation
 
 
 class Stored:
-    """An array on a disk as zarr has it: it is read by slices, and counts what it reads."""
+    """Array on a disk, like zarr: it is read by slices, and counts the reads."""
 
     def __init__(self, a):
         self.array, self.shape, self.dtype, self.read = a, a.shape, a.dtype, []
@@ -220,7 +220,7 @@ def test_an_error_of_reading_reaches_all_ranks(tmp_path):
 
 
 class Batches:
-    """Batches that note the thread that read them, and break at one of them."""
+    """Batches that record the thread that reads them; one of them raises an error."""
 
     def __init__(self, count, broken=None):
         self.count, self.broken, self.read = count, broken, []

@@ -1,4 +1,4 @@
-"""Training in fixed shards: the same bits on any number of processes, and one decision for all of them."""
+"""Check training in fixed shards: the same bits on any number of processes, and shared decisions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def trained(group, shards, data, optimizer=None, layers=2, batch_axis=1, sums="t
 
 
 def together(size, work, timeout=30.0):
-    """What `work(group)` gives, or raises as text, on each rank; None for a rank that was killed."""
+    """Return the result of `work(group)` on each rank, its error as text, or None for a killed rank."""
     context = multiprocessing.get_context("fork")
     groups = training.local_group(size, timeout=timeout)
     ends = [context.Pipe(duplex=False) for _ in groups]
@@ -406,7 +406,7 @@ def test_a_checkpoint_keeps_the_id_of_its_run(tmp_path):
 @pytest.mark.filterwarnings("ignore:checkpoint=.* exists")
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_file_of_another_process_is_not_replaced(tmp_path, resume):
-    """A job that was believed to be dead meets the one that was started in its place."""
+    """A job that was assumed to be lost meets the job that replaced it."""
     path, left = tmp_path / "run.safetensors", []
     options = {"checkpoint": path, "checkpoint_every": 2}
 
@@ -422,7 +422,7 @@ def test_the_file_of_another_process_is_not_replaced(tmp_path, resume):
 
 @pytest.mark.parametrize("content", [None, b"not a checkpoint"])
 def test_a_new_run_keeps_every_file_that_it_finds(tmp_path, content):
-    """Each start without resume keeps the file before under a name of its own, behind a link as well."""
+    """Each start without resume renames the earlier file, also behind a link."""
     (tmp_path / "disk").mkdir()
     path, found = tmp_path / "run.safetensors", tmp_path / "disk" / "run.safetensors"
     path.symlink_to(found)
@@ -484,7 +484,7 @@ def test_files_from_before_there_were_ids_are_resumed(tmp_path):
 
 
 def test_a_disk_that_is_full_leaves_the_old_file(tmp_path):
-    """The limit of the process stops its write in the middle, as a full disk does."""
+    """A limit of the process stops its write in the middle, like a full disk."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "run.safetensors"
     before = []

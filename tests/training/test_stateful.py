@@ -1,4 +1,4 @@
-"""The four calls of a training loop: the same gradients as one call over the whole sequence."""
+"""Compare the four calls of a training loop with the gradients of one call over the whole sequence."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def char_model(**options):
 
 
 class Setup:
-    """One run with everything on: dropout, carried state, schedule, clipping, validation, early stop."""
+    """Settings of a run with dropout, carried state, schedule, clipping, validation and early stopping."""
 
     def __init__(self, path, **options):
         self.model = char_model()
@@ -57,7 +57,7 @@ class Setup:
 
 
 def same(a: Checkpoint, b: Checkpoint) -> bool:
-    """Equal in every bit."""
+    """Check that all bits are equal."""
 
     def flat(c):
         best = {f"best.{k}": v for k, v in (c.best or {}).items()}
@@ -80,14 +80,14 @@ def path(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run that nothing interrupts, and its last checkpoint."""
+    """Return the uninterrupted run, and its last checkpoint."""
     setup = Setup(tmp_path_factory.mktemp("whole") / "run.safetensors")
     history = setup.fit()
     return setup, history, training.load_checkpoint(setup.path)
 
 
 class Raising:
-    """A method that raises at its n-th call, before or after its work."""
+    """Replacement of a method that raises at its n-th call, before or after its work."""
 
     def __init__(self, method, n, error, after=False):
         self.method, self.left, self.error, self.after = method, n, error, after
@@ -140,7 +140,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(path, whole, place, n, after):
 
 
 def test_the_whole_run_is_what_it_should_be(whole):
-    """What the tests above compare with exercises what they claim."""
+    """The run that the tests above compare with uses all its settings."""
     setup, history, last = whole
     assert len(setup.batches) < UPDATES < 2 * len(setup.batches) * 3
     assert last.epoch >= 1
@@ -213,7 +213,7 @@ def test_every_generator_of_numpy_is_restored(path, kind):
 
 
 class Spy:
-    """A model of one weight that notes what it is given."""
+    """Model of one weight that records its arguments."""
 
     def __init__(self):
         self.params = {"w": np.ones(2)}
@@ -442,7 +442,7 @@ def test_the_file_is_open_to_other_readers(path, point):
 
 
 class Disk:
-    """Counts what is asked of the disk, and fails at the n-th request, having written a half."""
+    """Count disk operations, and fail at the n-th operation after half of a write."""
 
     def __init__(self, monkeypatch, fail_at=None):
         self.calls, self.fail_at = [], fail_at

@@ -1,4 +1,4 @@
-"""Transports of `Shards`: MPI in real processes, NCCL with a stand-in for CuPy, and sums of the transport."""
+"""Check transports of `Shards`: MPI in real processes, NCCL with a stand-in for CuPy, and transport sums."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def of_method(group, end):
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 @pytest.mark.slow
 def test_processes_of_every_start_method(method):
-    """Their sockets are pickled, which leaves the timeout out."""
+    """Their sockets are pickled, which does not keep the timeout."""
     context, groups = multiprocessing.get_context(method), training.local_group(2, timeout=60.0)
     pairs = [context.Pipe(duplex=False) for _ in groups]
     ranks = [
@@ -113,7 +113,7 @@ def test_mpi_gives_the_same_bits(size):
 
 
 class OnDevice(np.ndarray):
-    """An array of the stand-in for CuPy: only `get` brings it to the host."""
+    """Array of the stand-in for CuPy that only `get` copies to the host."""
 
     def get(self):
         return np.asarray(self).copy()
@@ -127,7 +127,7 @@ CUPY = types.SimpleNamespace(
 
 
 class Backend:
-    """`cupyx.distributed.NCCLBackend`, its signatures and its refusals, over the sockets of a local group."""
+    """`cupyx.distributed.NCCLBackend` with its signatures and errors, on the sockets of a local group."""
 
     def __init__(self, group):
         self.rank, self._group = group.rank, group

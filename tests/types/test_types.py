@@ -1,4 +1,4 @@
-"""The types check: the type checker reports each of a list of wrong uses, and swapped arguments inside."""
+"""Check that mypy reports each of a list of wrong uses, and swapped arguments in the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRONG = Path(__file__).parent / "wrong_uses.py"
 
 
 def reported(folder: Path, *files: str) -> str:
-    """What mypy prints of files in `folder`, by the project's own settings."""
+    """Return what mypy reports for the files in `folder`, with the project's settings."""
     if folder != ROOT and (ROOT / ".mypy_cache").exists():
         # mypy takes from here what does not depend on the changes.
         shutil.copytree(ROOT / ".mypy_cache", folder / ".mypy_cache")
