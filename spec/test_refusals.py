@@ -27,7 +27,9 @@ CALLS = {
     "no_entries": "no-rows-module",
     "peepholes": "peepholes-two-directions",
     "peepholes_layer": "peepholes-reverse",
+    "projection_layer": "projection-lengths-reverse",
     "norm": "layer-norm-two-directions",
+    "norm_layer": "layer-norm-reverse",
     "sum": "merge-sum-two-layers",
     "none": "merge-none-one-layer",
 }
@@ -37,7 +39,9 @@ ONLY = {
     "no_entries": ("weight", "bias"),
     "peepholes": ("weight_ch",),
     "peepholes_layer": ("weight_ch",),
+    "projection_layer": ("weight_h", "h_0", "dy", "dh_n"),
     "norm": ("gain", "bias_c"),
+    "norm_layer": ("gain", "bias_c"),
     "sum": ("dy",),
     "none": ("dy",),
 }
@@ -243,7 +247,13 @@ def test_wrong_mask_is_refused(subject: Adapter, name: str, how: str) -> None:
         pytest.skip(str(reason))
 
 
-@pytest.mark.parametrize("name", [n for n in places() if "weight" in n or "bias" in n or "gain" in n])
+SIZING = "projection_layer-weight_hr"
+"""The rows of this parameter may define a layer's outputs; another parameter then has the wrong shape."""
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in places() if n != SIZING and ("weight" in n or "bias" in n or "gain" in n)]
+)
 def test_refusal_names_the_parameter(subject: Adapter, name: str) -> None:
     """XPL-ERR-001: the parameter, the expected shape and the given one, of each parameter."""
     call, array = name.split("-")
@@ -251,7 +261,7 @@ def test_refusal_names_the_parameter(subject: Adapter, name: str) -> None:
     forward = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
     wrong = np.concatenate([a[array], a[array][-1:]])
     # A library that has modules alone may name the parameter of a layer as a module's.
-    argument = f"{array}(_l0)?" if call == "layer" else array
+    argument = f"{array}(_l0)?" if case.op == "layer" else array
     fault = {"argument": argument, "expected": a[array].shape, "given": wrong.shape}
     try:
         with pytest.raises(Refused) as refusal:
@@ -327,7 +337,10 @@ LAX: dict[str, tuple[Test, bool, str]] = {
     "without batch entries": (no_rows, False, "no_entries-weight_ih_l0"),
     "of peepholes": (option("peepholes"), False, "peepholes-weight_ch_l0_reverse"),
     "of peepholes in layers": (both(single, option("peepholes")), False, "peepholes_layer-weight_ch"),
+    "of projections of layers": (both(single, option("proj_size")), False, "projection_layer-weight_hr"),
     "of gains": (option("layer_norm"), False, "norm-gain_hh_l0"),
+    "of gains of layers": (both(single, option("layer_norm")), False, "norm_layer-gain_ih"),
+    "of bias_c of layers": (both(single, option("layer_norm")), False, "norm_layer-bias_c"),
     "of gain_c with gradients": (both(option("layer_norm"), late), True, "norm-gain_c_l0"),
     "of sums of directions": (both(option("merge"), late), True, "sum-dy"),
     "of directions apart": (both(option("merge"), late), True, "none-dy"),
