@@ -397,3 +397,13 @@ def test_without_scikit_learn_the_error_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import xplstm; xplstm.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: xplstm.sklearn needs the package scikit-learn" in done.stderr
+
+
+@pytest.mark.parametrize("kind", [LSTMClassifier, LSTMRegressor])
+def test_a_refused_fit_keeps_the_fitted_estimator(kind, whole):
+    y = (whole[:, -1, 0] > 0).astype(int)
+    estimator = kind(4, epochs=2, random_state=0).fit(whole, y)
+    before = estimator.predict(whole)
+    with pytest.raises(xplstm.ArgumentError, match="max_norm"):
+        estimator.set_params(max_norm=-1.0).fit(whole[..., :1], 100 + 7 * y)
+    np.testing.assert_array_equal(estimator.predict(whole), before)

@@ -768,6 +768,25 @@ def test_a_validation_that_is_no_number_is_named(value):
         fit(Line(), batches([None]), updates=1, validate=lambda: value)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_parameters_of_a_validation_that_is_not_finite_are_not_the_best(value, path):
+    model, values = Line(), iter([value, value, 3.0, value, 4.0, 5.0])
+    options = {"validate": lambda: next(values), "validate_every": 1, "patience": 2}
+    with pytest.warns(UserWarning, match=r"no result of validate\(\) was finite, .* last parameters"):
+        fit(model, batches([None]), updates=1, checkpoint=path, **options)
+    assert model.params["w"][0] < 1
+    at = training.load_checkpoint(path)
+    assert (at.best, at.final) == (None, "params")
+    history = fit(model, batches([None]), updates=9, checkpoint=path, resume=True, **options)
+    assert history.best == (2, 3.0)
+    assert model.params["w"][0] == pytest.approx(0.81)
+
+
+def test_a_program_without_stderr_trains(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert len(fit(Line(), batches([None]), updates=2, progress=True).losses) == 2
+
+
 RETURNED = [
     ((np.asarray(1.0), None), "must return"),
     ((np.asarray(1.0), None, {}), "must return"),

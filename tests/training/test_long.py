@@ -242,3 +242,26 @@ def test_chunks_may_be_read_into_one_buffer() -> None:
     assert found.loss == right.loss
     for name, a in right.dparams.items():
         np.testing.assert_array_equal(found.dparams[name], a)
+
+
+@pytest.mark.parametrize("network", [xplstm.LSTM, xplstm.GRU])
+def test_chunks_that_change_between_the_readings_are_refused(network: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((12, 2, 3)).astype("float32")
+
+    class Noisy(list[Any]):
+        def __getitem__(self, k: Any) -> Any:
+            inputs, targets = super().__getitem__(k)
+            return inputs + 0.01 * rng.standard_normal(inputs.shape).astype("float32"), targets
+
+        def __iter__(self) -> Any:
+            return (self[k] for k in range(len(self)))
+
+        def __reversed__(self) -> Any:
+            return (self[k] for k in reversed(range(len(self))))
+
+    layer = network(3, 4, rng=0)
+    chunks = [(x[k : k + 4], np.zeros((4, 2, 4), dtype="float32")) for k in (0, 4, 8)]
+    gradients_over(layer, chunks, losses.mse)
+    with pytest.raises(xplstm.ArgumentError, match=r"chunks\[1\] gives another final state at the second"):
+        gradients_over(layer, Noisy(chunks), xplstm.losses.mse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,17 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
     def _keep(self, given: Mapping[str, Any]) -> None:
         """Store the parameters unchanged; ``fit`` checks them."""
         self.__dict__.update({name: value for name, value in given.items() if name != "self"})
+
+    @contextlib.contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        """Restore all attributes after an error, so that the old network keeps its own scales and classes."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def _fit(
         self, X: Any, targets: np.ndarray, outputs: int, stratify: Any, sample_weight: Any, **options: Any

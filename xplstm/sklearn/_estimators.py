@@ -136,22 +136,25 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
         --------
         See the class.
         """
-        y = _target(self, y)
-        assert_all_finite(np.asarray(y), input_name="y", estimator_name=type(self).__name__)
-        check_classification_targets(y)
-        if type_of_target(y) == "multilabel-indicator":
+        with self._restored_on_error():
+            y = _target(self, y)
+            assert_all_finite(np.asarray(y), input_name="y", estimator_name=type(self).__name__)
+            check_classification_targets(y)
+            if type_of_target(y) == "multilabel-indicator":
+                if self.class_weight is not None:
+                    msg = f"class_weight={self.class_weight!r} needs a y of shape (n,), got several labels"
+                    raise ArgumentError(msg)
+                self.classes_ = np.arange(np.shape(y)[1])
+                self.multilabel_ = True
+                return self._fit(X, np.asarray(y), len(self.classes_), None, sample_weight, task="multilabel")
+            self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+            self.multilabel_ = False
+            weights = None
             if self.class_weight is not None:
-                msg = f"class_weight={self.class_weight!r} needs a y of shape (n,), got several labels"
-                raise ArgumentError(msg)
-            self.classes_ = np.arange(np.shape(y)[1])
-            self.multilabel_ = True
-            return self._fit(X, np.asarray(y), len(self.classes_), None, sample_weight, task="multilabel")
-        self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
-        self.multilabel_ = False
-        weights = None
-        if self.class_weight is not None:
-            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[numbers])
-        return self._fit(X, numbers, len(self.classes_), numbers, sample_weight, class_weights=weights)
+                weights = compute_class_weight(
+                    self.class_weight, classes=self.classes_, y=self.classes_[numbers]
+                )
+            return self._fit(X, numbers, len(self.classes_), numbers, sample_weight, class_weights=weights)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the class, or the labels, of each sequence.
@@ -310,13 +313,16 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
         --------
         See the class.
         """
-        y = check_array(_target(self, y), ensure_2d=False, dtype=np.float64, input_name="y", estimator=self)
-        several = y.ndim == 2 and y.shape[1] > 1
-        targets = y if several else column_or_1d(y, warn=True)[:, None]
-        self.y_mean_, self.y_scale_ = scale_of("y", targets, weights_of(sample_weight, targets))
-        self.several_ = several
-        scaled = ((targets - self.y_mean_) / self.y_scale_).astype(self.dtype)
-        return self._fit(X, scaled, targets.shape[1], None, sample_weight, task="regression")
+        with self._restored_on_error():
+            y = check_array(
+                _target(self, y), ensure_2d=False, dtype=np.float64, input_name="y", estimator=self
+            )
+            several = y.ndim == 2 and y.shape[1] > 1
+            targets = y if several else column_or_1d(y, warn=True)[:, None]
+            self.y_mean_, self.y_scale_ = scale_of("y", targets, weights_of(sample_weight, targets))
+            self.several_ = several
+            scaled = ((targets - self.y_mean_) / self.y_scale_).astype(self.dtype)
+            return self._fit(X, scaled, targets.shape[1], None, sample_weight, task="regression")
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the numbers of each sequence.

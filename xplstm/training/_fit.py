@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -109,7 +110,8 @@ def fit(
         Updates between validations, at least 1.
     patience : int, optional
         Stop after this number of validations in a row without a new best, at least 1. The model then gets
-        the parameters of the best validation.
+        the parameters of the best validation. If no validation is finite, `fit` warns, and the model keeps
+        its last parameters.
     checkpoint : path, optional
         File that `fit` writes every `checkpoint_every` updates, at the end, on Ctrl-C, on SIGTERM and after
         any other error. Its folder must exist. A new run never overwrites a file: its first write renames
@@ -265,6 +267,9 @@ def _loop(run: Run, plan: Plan, report: Callable[[Run], None]) -> None:
             settled = now
     run.settle()
     best = run.at.best if plan.patience is not None else run.average()
+    if plan.patience is not None and best is None:
+        msg = "no result of validate() was finite, so the model keeps its last parameters"
+        warnings.warn(msg, UserWarning, stacklevel=3)
     run.at = run.at._replace(best=best, final="params" if best is None else "best")
     _save(run, plan)
 

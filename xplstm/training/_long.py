@@ -91,7 +91,7 @@ def gradients_over(
         If `network` is not a recurrent layer, or `chunks` cannot be read in reverse order.
     ArgumentError
         If the network has a reverse direction, `chunks` is empty, a chunk is not such a tuple, or the two
-        readings differ in length.
+        readings differ in length or in the state after a chunk.
     ShapeError, DTypeError, BackendError
         As for a call of `network`.
 
@@ -126,13 +126,18 @@ def gradients_over(
     widen = _Widen(_checks.home(network.params).dtype)
     wide: Any = widen.network(network)
     starts = _starts(wide, chunks, widen.state("state", state), widen)
-    end, dstate = None, widen.state("dstate_n", dstate_n)
+    end, following, dstate = None, None, widen.state("dstate_n", dstate_n)
     values: list[float] = []
     totals: tuple[dict[str, Array], dict[str, Array]] = ({}, {})
     for number, given in _backward(chunks, len(starts)):
         chunk = _chunk(number, given)
-        y, after, pullback = wide.vjp(widen("x", chunk.x), starts.pop(), dx=False, **chunk.options)
-        end = after if end is None else end
+        start = starts.pop()
+        y, after, pullback = wide.vjp(widen("x", chunk.x), start, dx=False, **chunk.options)
+        if following is None:
+            end = after
+        else:
+            _check_again(number, after, following)
+        following = start
         value, dy, dothers = _judge(loss, widen.narrow(y), chunk.targets)
         del y
         _, dstate, dparams = pullback(widen("the gradient of loss", dy), dstate)
@@ -204,6 +209,21 @@ def _starts(network: Any, chunks: Iterable[Any], state: Any, widen: _Widen) -> l
         msg = "chunks is empty; at least 1 is needed"
         raise ArgumentError(msg)
     return starts
+
+
+def _check_again(number: int, after: Any, first: Any) -> None:
+    """Check that a chunk gives the state of its first reading again; skip arrays on a device."""
+    pairs = zip(after, first, strict=True) if isinstance(after, tuple) else [(after, first)]
+    for again, known in pairs:
+        if _array.is_lazy(again):
+            return
+        a, b = _array.to_numpy(again), _array.to_numpy(known)
+        with np.errstate(invalid="ignore"):
+            rounding = float(np.finfo(b.dtype).eps) ** 0.5 * np.maximum(1, np.abs(b))
+            same = (np.abs(a - b) <= rounding) | (a == b) | (np.isnan(a) & np.isnan(b))
+        if not same.all():
+            msg = f"chunks[{number}] gives another final state at the second reading; every reading must "
+            raise ArgumentError(msg + "return the same arrays, without random changes")
 
 
 def _check_resets(number: int, chunk: _Chunk, batch_first: bool) -> None:

@@ -19,7 +19,7 @@ SECONDS_BETWEEN_REPORTS = 0.5
 @contextlib.contextmanager
 def bar(progress: bool | Callable[[History], str], run: Run, plan: Plan) -> Iterator[Callable[[Run], None]]:
     """Yield the function that moves the bar; its text changes rarely, since reading a loss may block."""
-    if not progress:
+    if not progress or sys.stderr is None:  # as in a program without a console on Windows
         yield lambda _run: None
         return
     text = progress if callable(progress) else _describe_latest

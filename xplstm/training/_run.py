@@ -393,7 +393,7 @@ class Run:
             self.model.params = params
         validations = [*self.at.history.validations, (self.at.update, value)]
         history = History(self.at.history.losses, validations)
-        is_best = keep_best and history.best == validations[-1]
+        is_best = keep_best and value < math.inf and history.best == validations[-1]
         best = dict(params if average is None else average) if is_best else self.at.best
         for plateau in plateaus_of(self.optimizer):
             plateau.report(value)
