@@ -185,6 +185,17 @@ def test_dates_that_do_not_increase_are_refused(series):
         with pytest.raises(xplstm.ArgumentError, match=r"dates do not increase; pass series.sort_index\(\)"):
             fit(make(), frame.set_axis(dates).iloc[::-1])
     assert fit(make(), frame.iloc[::-1].sort_index()) == history
+    with pytest.raises(xplstm.ArgumentError, match=r"several steps with the date 2020-01-02 .* one series"):
+        fit(make(), frame.set_axis(frame.index.delete(0).insert(1, frame.index[1])))
+
+
+def test_dates_of_xarray_that_do_not_increase_are_refused(series):
+    xarray, pandas = pytest.importorskip("xarray"), pytest.importorskip("pandas")
+    dates = pandas.date_range("2020-01-01", periods=N)
+    labelled = xarray.DataArray(series, dims=("day", "column"), coords={"day": dates})
+    assert fit(make(), labelled) == fit(make(), series)
+    with pytest.raises(xplstm.ArgumentError, match=r"dates do not increase; pass series.sortby\('day'\)"):
+        fit(make(), labelled[::-1])
 
 
 def test_a_tensor_with_a_gradient_is_a_series(series, torch):

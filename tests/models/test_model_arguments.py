@@ -89,12 +89,17 @@ def test_source_and_target_are_of_one_batch():
         ([1, 2], "vocab contains 1, which is not a str"),
         (b"ab", "vocab"),
         ({"a", "b"}, "vocab is a set, which has no order"),
+        ({"a": 1, "b": 0}, "vocab is a dict, whose values are not 0, 1, 2"),
         (3, "vocab"),
     ],
 )
 def test_a_vocabulary_of_characters_holds_characters(vocab, message):
     with pytest.raises(XplstmError, match=message):
         CharLM(vocab, 4)
+
+
+def test_a_mapping_from_tokens_to_their_ids_is_a_vocabulary():
+    assert CharLM({"b": 0, "a": 1}, 4).vocab == ("b", "a")
 
 
 def test_a_generator_is_a_vocabulary():

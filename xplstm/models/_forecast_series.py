@@ -405,10 +405,17 @@ class SeriesModel(Composite):
 
 
 def _check_order(series: Any) -> None:
-    """Check that the dates of a pandas object increase."""
+    """Check that the dates of a pandas object, or on the first axis of an xarray object, increase."""
     index: Any = getattr(series, "index", None)
+    remedy, dims = "series.sort_index()", getattr(series, "dims", None)
+    if isinstance(dims, tuple) and dims:
+        index, remedy = series.indexes.get(dims[0]), f"series.sortby({dims[0]!r})"
     if hasattr(index, "freq") and not index.is_monotonic_increasing:
-        msg = "series has an index whose dates do not increase; pass series.sort_index()"
+        msg = f"series has an index whose dates do not increase; pass {remedy}"
+        raise ArgumentError(msg)
+    if hasattr(index, "freq") and not index.is_unique:
+        (first, *_) = index[index.duplicated()]
+        msg = f"series has several steps with the date {first}; pass one series, with one step for each date"
         raise ArgumentError(msg)
 
 

@@ -18,6 +18,9 @@ def number_tokens(name: str, tokens: Iterable[str], *, characters: bool = False)
     if isinstance(tokens, Set) and not isinstance(tokens, KeysView):
         msg = f"{name} is a {type(tokens).__name__}, which has no order; pass a sorted list"
         raise DTypeError(msg)
+    if isinstance(tokens, Mapping) and list(tokens.values()) != list(range(len(tokens))):
+        msg = f"{name} is a {type(tokens).__name__}, whose values are not 0, 1, 2, ... in this order; pass a "
+        raise ArgumentError(msg + "list of the tokens in the order of their ids")
     given, tokens = tokens, tuple(tokens)
     for token in tokens:
         if not isinstance(token, str):
