@@ -1,1 +1,1 @@
-"""The specification of an LSTM as prose, vectors and the tests that hold an implementation to them."""
+"""Specify an LSTM by prose, vectors and tests that check an implementation."""

@@ -86,7 +86,7 @@ def kernels() -> tuple[str, ...]:
 
 
 class FixedKey(np.random.Generator):
-    """Generator whose next two words are given."""
+    """Generator with the two given words as its next output."""
 
     def __init__(self, key: list[str]) -> None:
         super().__init__(np.random.PCG64(0))
@@ -97,7 +97,7 @@ class FixedKey(np.random.Generator):
 
 
 class Xplstm:
-    """xplstm on one array library, with one kernel pinned."""
+    """Adapter of xplstm on one array library, with one kernel pinned."""
 
     UNIT_CELLS: ClassVar[dict[str, Any]] = {"gru": xplstm.GRU, "rnn": xplstm.RNN}
     """Classes of cells whose whole state is h."""

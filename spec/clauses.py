@@ -1,4 +1,4 @@
-"""The clauses of SPEC.md and their register: ``python -m spec.clauses`` enters what is new or changed.
+"""Read the clauses of SPEC.md and their register: ``python -m spec.clauses`` enters new and changed clauses.
 
 A clause's history holds one hash for each version of its text, and is only
 ever added to: text that changes without a new version is found by its hash.

@@ -1,4 +1,4 @@
-"""LSTMs with faults at a corner: an option at a size, three options together, odd values, no steps."""
+"""Define LSTMs that are wrong at corners: an option at a size, three options, odd values, no steps."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def merging(how: str) -> Test:
 
 
 def of_size(axis: int, size: int) -> Test:
-    """Where x has exactly so many numbers along an axis."""
+    """Return the condition that x has this size along an axis."""
     return lambda _op, _config, a: a["x"].shape[axis] == size
 
 
 def off(*names: str) -> Finish:
-    """Results whose names begin so are a hundredth off."""
+    """Return a change of results: an error of one hundredth in arrays with these name prefixes."""
     return lambda _c, _a, got: {n: v * 1.01 + 0.01 if n.startswith(names) else v for n, v in got.items()}
 
 
 def clipped(bound: float, *names: str) -> Spoil:
-    """Arrays whose names begin so are clipped."""
+    """Return a change of calls: clip arrays with these name prefixes."""
     return lambda c, a: (
         c,
         {n: np.clip(v, -bound, bound) if n.startswith(names) else v for n, v in a.items()},
@@ -53,13 +53,13 @@ def clipped(bound: float, *names: str) -> Spoil:
 
 
 def zero_is_absent(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """Steps of zeros are taken for masked ones."""
+    """Change a call: mask the steps of zeros."""
     kept = {n: v for n, v in config.items() if n != "lengths"}
     return kept | {"mask": (a["x"] != 0).any(-1).tolist()}, a
 
 
 def zeros_end(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """Zeros at the end are taken for padding."""
+    """Change a call: read zeros at the end as padding."""
     there, T = np.any(np.not_equal(a["x"], 0), axis=-1, keepdims=False), len(a["x"])
     lengths = [int(np.flatnonzero(column).max(initial=-1)) + 1 for column in np.asarray(there).T]
     return (config | {"lengths": lengths} if min(lengths, default=T) < T else config), a
@@ -71,13 +71,13 @@ def some_zero(_op: str, config: Config, a: Arrays) -> bool:
 
 
 def same_states(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """A c_0 equal to h_0 is taken for one that was left out."""
+    """Change a call: ignore a c_0 equal to h_0."""
     same = np.array_equal(a["h_0"], a["c_0"])
     return config, a | ({"c_0": np.zeros_like(a["c_0"])} if same else {})
 
 
 def no_state(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """States of zeros are filled with something else."""
+    """Change a call: replace states of zeros."""
     found = {n: np.full_like(a[n], 0.05) if not a[n].any() else a[n] for n in ("h_0", "c_0") if n in a}
     return config, a | found
 
@@ -91,7 +91,7 @@ def existing(config: Config, a: Arrays) -> np.ndarray:
 
 
 def spread_of_absent(name: str, *results: str) -> Finish:
-    """A NaN where no step exists reaches gradients."""
+    """Return a change of results: a NaN at an invalid step reaches gradients."""
 
     def finish(config: Config, a: Arrays, got: Arrays) -> Arrays:
         flat = a[name].ndim == 3 and np.isnan(a[name][~existing(config, a)]).any()
@@ -101,7 +101,7 @@ def spread_of_absent(name: str, *results: str) -> Finish:
 
 
 def ended_without_steps(config: Config, a: Arrays, got: Arrays) -> Arrays:
-    """Batch entries without a step end at zero."""
+    """Change results: batch entries without steps end at zero."""
     here = ~np.any(existing(config, a), axis=0)
     return got | {n: np.where(np.reshape(here, (-1, 1)), 0, got[n]) for n in ("h_n", "c_n") if n in got}
 
@@ -115,7 +115,7 @@ def flushed(_c: Config, _a: Arrays, got: Arrays) -> Arrays:
 
 
 def of_bounded_norm(bound: float) -> Finish:
-    """Gradients are clipped by their norm."""
+    """Return a change of results: clip gradients by their norm."""
 
     def finish(_c: Config, _a: Arrays, got: Arrays) -> Arrays:
         norm = np.sqrt(sum(float(np.sum(np.nan_to_num(v) ** 2)) for n, v in got.items() if n.startswith("d")))
@@ -126,7 +126,7 @@ def of_bounded_norm(bound: float) -> Finish:
 
 
 def grouped(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """Entries of equal lengths that are apart share the input of the first."""
+    """Change a call: separate entries of equal lengths share the input of the first."""
     x = a["x"].copy()
     lengths: list[int] = config["lengths"]
     for b, n in enumerate(lengths):
@@ -136,7 +136,7 @@ def grouped(config: Config, a: Arrays) -> tuple[Config, Arrays]:
 
 
 def lost_at(name: str, at: int) -> Finish:
-    """The gradient with respect to one initial state of a stack is zero."""
+    """Return a change of results: the gradient with respect to one initial state of a stack is zero."""
 
     def finish(_c: Config, _a: Arrays, got: Arrays) -> Arrays:
         if name not in got:

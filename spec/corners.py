@@ -1,4 +1,4 @@
-"""Calls at corners: options at sizes, in long sequences and three at a time; odd values, holes and ties."""
+"""Define calls at corners: options at sizes, in long sequences and in threes; odd values, holes and ties."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Triple: TypeAlias = tuple[tuple[str, Any], ...]
 
 
 def lengths_of(T: int, B: int) -> list[int]:
-    """Lengths in no order, each several times, 0 and T among them."""
+    """Return unsorted lengths, each several times, with 0 and T."""
     return [(2 * T * (b + 1) // 3 + b // 2) % (T + 1) for b in range(B)]
 
 
@@ -36,7 +36,7 @@ CLAUSES = {
 
 
 def settings(name: str, T: int, B: int) -> Choice:
-    """The options of one kind at a size."""
+    """Return the options of one kind at a size."""
     if name in VALUES:
         return {"variant": VALUES[name]}
     options: dict[str, Choice] = {
@@ -49,7 +49,7 @@ def settings(name: str, T: int, B: int) -> Choice:
 
 
 def at_sizes() -> dict[str, Sized]:
-    """Each option with many inputs, units and batch entries, and with many steps."""
+    """Return each option with many inputs, units and batch entries, and with many steps."""
     found: dict[str, Sized] = {}
     for name, said in CLAUSES.items():
         many, long = settings(name, 3, 66), settings(name, 70, 3)
@@ -84,7 +84,7 @@ def at_sizes() -> dict[str, Sized]:
 
 
 def between() -> dict[str, Sized]:
-    """Sizes that people use, between and beyond those of the plan."""
+    """Return common sizes, between and beyond those of the plan."""
     found = {}
     for n in (80, 96, 100, 112, 160, 192, 384, 784, 1000, 1024, 2049):
         found[f"between-i{n}"] = layer(n, 4, 2, 2)
@@ -123,7 +123,7 @@ def zero_inputs(a: Arrays) -> None:
 
 
 def loud(a: Arrays) -> None:
-    """Numbers beyond what networks usually hold, small enough that gates are not saturated everywhere."""
+    """Set larger numbers than usual, small enough that not all gates are saturated."""
     a["x"] *= 40
     a["h_0"] *= 3
     a["c_0"] *= 30
@@ -149,12 +149,12 @@ def nan_in_holes(a: Arrays) -> None:
 
 
 def tiny_states(a: Arrays) -> None:
-    """Subnormal numbers of float32 and of float64."""
+    """Set states to subnormal numbers of float32 and of float64."""
     a["h_0"][..., 1, :2] = a["c_0"][..., 1, :2] = 2.0**-140, -(2.0**-1060)
 
 
 def values() -> dict[str, Sized]:
-    """Zeros, ties, large and small numbers, in layers, in reverse and in modules."""
+    """Return zeros, ties, large and small numbers, in layers, in reverse and in modules."""
     changes = {
         "zero-steps": zero_steps,
         "zero-states": zero_states,
@@ -173,7 +173,7 @@ def values() -> dict[str, Sized]:
 
 
 def absent() -> dict[str, Sized]:
-    """NaN where no step exists, entries and batches without a step, equal lengths that are apart."""
+    """Return NaN at invalid steps, entries and batches without steps, and separate equal lengths."""
     nothing = [[True, False, True]] * 4
     said = ("XPL-SEQ-003", "XPL-SEQ-004", "XPL-GRAD-002")
     lengths: Choice = {"lengths": [4, 0, 3]}
@@ -226,7 +226,7 @@ def covering(rng: np.random.Generator) -> list[Choice]:
 
 
 def repaired(choice: Choice, triple: Triple) -> Choice:
-    """Change what goes together with nothing, where the triple does not hold it."""
+    """Remove options that exclude each other, but keep the triple."""
     fixed, usual = dict(triple), {"op": "module", "two": True}
     if choice["merge"] != "concat" or choice["num_layers"] > 1:
         wanted = usual if choice["merge"] != "concat" else {"op": "module"}

@@ -1,4 +1,4 @@
-"""The cases that the source documents themselves hold, and the errata that belong to them."""
+"""Define the cases in the source documents, and their errata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLE_CONFIG = {"input_size": 3, "hidden_size": 2, "num_layers": 1, "bidirecti
 
 
 def example_inputs(repeat: int) -> Record:
-    """Inputs of the worked example, each printed row standing for `repeat` rows of its gate."""
+    """Return the inputs of the worked example, with each printed row repeated `repeat` times for its gate."""
     rows: Record = {"weight_ih_l0": W_IH, "weight_hh_l0": W_HH, "bias_ih_l0": B_IH, "bias_hh_l0": B_HH}
     repeated = {name: [row for row in printed for _ in range(repeat)] for name, printed in rows.items()}
     return encode_all(repeated | {"x": [[X]], "h_0": [[H_0]], "c_0": [[C_0]]})
@@ -46,7 +46,7 @@ def worked_example_literal(_: Wanted) -> Record:
 
 
 def worked_example_transcript(_: Wanted) -> Record:
-    """What the printed program computes before it stops, and where it stops."""
+    """Return what the printed program computes before it stops, and where it stops."""
     number = mp.mpf
     z = [
         oracle.dot([*map(number, w)], [*map(number, X)])
@@ -109,7 +109,7 @@ def zeros(*shape: int) -> Any:
 
 
 def training_two_steps(wanted: Wanted) -> Record:
-    """Document 001: x = [1, 2, 3], [2, 3, 4] and an error d = [1, 2] at the last output."""
+    """Return document 001: x = [1, 2, 3], [2, 3, 4] and an error d = [1, 2] at the last output."""
     numbers = Dyadic(90)
     inputs = {
         "weight_ih": numbers.draw(8, 3),
@@ -132,7 +132,7 @@ def training_two_steps(wanted: Wanted) -> Record:
 
 
 def printed_gradients(inputs: Record, delta_h: list[Any]) -> Record:
-    """What the backward pass of document 001 computes, with its three faults, block by block in our order."""
+    """Return the result of document 001's backward pass, with its three faults, in this gate order."""
     h, c = inputs["h_0"][0], inputs["c_0"][0]
     kept = []
     for x in inputs["x"]:
@@ -167,13 +167,13 @@ def printed_gradients(inputs: Record, delta_h: list[Any]) -> Record:
 
 
 def joined_source(numbers: Dyadic, input_size: int, hidden_size: int) -> Record:
-    """One matrix a gate for h above x, and one bias, by the documents' names."""
+    """Return one matrix per gate for h above x, and one bias, by the documents' names."""
     source: Record = {f"W{k}": numbers.draw(hidden_size, hidden_size + input_size) for k in "fico"}
     return source | {f"b{k}": numbers.draw(hidden_size) for k in "fico"}
 
 
 def parted(source: Record, hidden_size: int) -> Record:
-    """The parameters of XPL-CELL-001 from matrices for h above x: the document's C is our g."""
+    """Return the parameters of XPL-CELL-001 from matrices for h above x; the document's C is g."""
     rows = [row for k in "ifco" for row in source[f"W{k}"]]
     bias = [v for k in "ifco" for v in source[f"b{k}"]]
     return {
@@ -185,7 +185,7 @@ def parted(source: Record, hidden_size: int) -> Record:
 
 
 def joined_layout(wanted: Wanted) -> Record:
-    """Documents 000 and 004: three inputs, five units, four steps."""
+    """Return the documents 000 and 004: three inputs, five units, four steps."""
     numbers = Dyadic(170)
     source = joined_source(numbers, 3, 5)
     inputs = parted(source, 5) | {"x": numbers.draw(4, 1, 3), "h_0": zeros(1, 5), "c_0": zeros(1, 5)}
@@ -200,7 +200,7 @@ def joined_layout(wanted: Wanted) -> Record:
 
 
 def one_hot(wanted: Wanted) -> Record:
-    """Document 002: six one-hot inputs, seven outputs."""
+    """Return document 002: six one-hot inputs, seven outputs."""
     numbers = Dyadic(40)
     source = joined_source(numbers, 6, 7)
     eye = [[[mpf(int(t == k)) for k in range(6)]] for t in range(6)]

@@ -1,4 +1,4 @@
-"""Numbers that every floating format holds, and how a record writes them down."""
+"""Define numbers that every floating-point format represents, and their form in a record."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def encode_all(arrays: Record) -> Record:
 
 
 def encode(array: Any) -> Record:
-    """Shape and flat data in C order; numbers as decimals of 40 digits, shorter where exact."""
+    """Return shape and flat data in C order; numbers are decimals of up to 40 digits."""
     shape, flat = [], array
     while isinstance(flat, list):
         shape.append(len(flat))
@@ -51,14 +51,14 @@ def flatten(array: Any) -> Iterator[Any]:
 
 
 def text(value: Any) -> str:
-    """A decimal, inf, -inf or nan; nothing for a number that was not asked for."""
+    """Return a decimal, inf, -inf or nan; None for a number that was not requested."""
     if value is None:
         return ""
     return value if isinstance(value, str) else str(mp.nstr(value, 40, strip_zeros=True)).lstrip("+")
 
 
 def decode(array: Record) -> Any:
-    """Nested lists of mpf from shape and data."""
+    """Return nested lists of mpf from shape and data."""
     values: list[Any] = [mpf(v) for v in array["data"]]
     for size in reversed(array["shape"][1:]):
         values = [values[k : k + size] for k in range(0, len(values), size)]

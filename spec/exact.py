@@ -1,4 +1,4 @@
-"""The profile `exact`: one layer, every operation and its order, in the arithmetic of spec/ieee.py.
+"""Define the profile `exact`: one layer, each operation and its order, in the arithmetic of spec/ieee.py.
 
 The clauses XPL-EXACT of SPEC.md in code, of the LSTM, the GRU and the Elman RNN. A method is what a mutant
 replaces.
@@ -20,7 +20,7 @@ Config = dict[str, Any]
 
 
 class Constants(NamedTuple):
-    """XPL-EXACT-005: what the exponential needs in one format."""
+    """XPL-EXACT-005: constants of the exponential in one format."""
 
     magic: float
     """A number so large that adding it rounds to a whole number."""
@@ -78,27 +78,27 @@ class Exact:
         self.constants = CONSTANTS[self.kind]
 
     def blocks(self, w: Row, v: Row) -> list[float]:
-        """XPL-EXACT-002: the result of each block of the sum over k of w[k] * v[k]."""
+        """XPL-EXACT-002: return the result of each block of the sum over k of w[k] * v[k]."""
         return [
             self.chain(w[k : k + self.block], v[k : k + self.block]) for k in range(0, len(w), self.block)
         ]
 
     def chain(self, w: Row, v: Row) -> float:
-        """One block: fused multiply-adds in ascending k, from zero."""
+        """Compute one block: fused multiply-adds in ascending k, from zero."""
         s = 0.0
         for a, b in zip(w, v, strict=True):
             s = self.kind.fma(a, b, s)
         return s
 
     def total(self, parts: Sequence[float]) -> float:
-        """Add in ascending order to the first."""
+        """Add the block results to the first in ascending order."""
         s = parts[0]
         for part in parts[1:]:
             s = self.kind.add(s, part)
         return s
 
     def pre_activation(self, a: Array, row: int, x: Row, h: Row) -> float:
-        """XPL-EXACT-003: the input's part with the biases, then the blocks of the state's part."""
+        """XPL-EXACT-003: return the input's part with the biases, then add the blocks of the state's part."""
         u = self.total(self.blocks(a["weight_ih"][row], x))
         if "bias_ih" in a:
             u = self.kind.add(u, self.kind.add(a["bias_ih"][row], a["bias_hh"][row]))
@@ -128,11 +128,11 @@ class Exact:
         return found
 
     def new_gate_of_state(self, blocks: list[float], bias: float) -> float:
-        """The part of a GRU's new gate that h makes."""
+        """Return the part of a GRU's new gate that depends on h."""
         return self.total([bias, *blocks])
 
     def mixed(self, n: float, z: float, h: float) -> float:
-        """The new state of a GRU's unit."""
+        """Return the new state of a GRU's unit."""
         return self.kind.fma(z, h, self.kind.fma(-z, n, n))
 
     def rnn_step(self, a: Array, x: Row, h: Row, relu: bool) -> Row:
@@ -141,7 +141,7 @@ class Exact:
         return [v if math.isnan(v) else max(v, 0.0) for v in z] if relu else [self.tanh(v) for v in z]
 
     def unit(self, z: Row, c: float) -> tuple[float, float]:
-        """o * tanh(c') and c' of one hidden unit, from z of its four gates."""
+        """Return o * tanh(c') and c' of one hidden unit, from z of its four gates."""
         z_i, z_f, z_g, z_o = z
         i, f, g, o = self.sigmoid(z_i), self.sigmoid(z_f), self.tanh(z_g), self.sigmoid(z_o)
         c = self.new_cell(f, c, i, g)
@@ -151,7 +151,7 @@ class Exact:
         return self.kind.fma(f, c, self.kind.mul(i, g))
 
     def reduced(self, v: float) -> tuple[int, float, float, float]:
-        """XPL-EXACT-005: n, r, r * r and q(r), where exp(v) = 2**n * (1 + r + r**2 * q(r))."""
+        """XPL-EXACT-005: return n, r, r * r and q(r), where exp(v) = 2**n * (1 + r + r**2 * q(r))."""
         fma, k = self.kind.fma, self.constants
         n = self.kind.sub(fma(v, k.log2_e, k.magic), k.magic)
         r = fma(n, -k.ln2_low, fma(n, -k.ln2_high, v))
@@ -175,7 +175,7 @@ class Exact:
         return self.refined(y, e) if x < -0.5 else y
 
     def refined(self, y: float, e: float) -> float:
-        """y = e / (1 + e) once more, as e - e * y."""
+        """Correct y = e / (1 + e) once, with e - e * y."""
         return self.kind.fma(-e, y, e)
 
     def tanh(self, x: float) -> float:
@@ -194,11 +194,11 @@ class Exact:
         return math.copysign(self.refined(y, e) if a < 0.5 else y, x)
 
     def lost(self, s: float, r: float, b: float, first: float) -> float:
-        """What rounding took from first = s * r + b."""
+        """Return the rounding error of first = s * r + b."""
         return self.kind.fma(s, r, self.kind.sub(b, first))
 
     def layer(self, config: Config, a: Array) -> dict[str, Array]:
-        """y and the final state; a step that does not exist passes the state on."""
+        """Return y and the final state; an invalid step keeps the state."""
         cell = config.get("cell", "lstm")
         if cell != "lstm":
             # The calls of a GRU and an RNN are those of a module of one layer.
@@ -218,14 +218,14 @@ class Exact:
         return self.narrowed({"y": y, "h_n": h, "c_n": c} if cell == "lstm" else {"y": y, "h_n": [h]})
 
     def narrowed(self, v: Any) -> Any:
-        """XPL-EXACT-010: round each number of a result to the format in which it is stored."""
+        """XPL-EXACT-010: round each number of a result to its storage format."""
         if isinstance(v, dict):
             return {name: self.narrowed(each) for name, each in v.items()}
         return [self.narrowed(each) for each in v] if isinstance(v, list) else self.stored.nearest(v)
 
 
 def existing(config: Config, T: int, B: int) -> Iterator[tuple[int, int]]:
-    """The steps that exist, in the order in which the direction walks."""
+    """Return the valid steps, in the order of the direction."""
     lengths = config.get("lengths") or [T] * B
     for t in reversed(range(T)) if config.get("reverse") else range(T):
         for b in range(B):

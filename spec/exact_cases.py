@@ -1,4 +1,4 @@
-"""The records of the profile `exact`: ``python -m spec.exact_cases`` writes spec/vectors-exact/*.json.
+"""Define the records of the profile `exact`: ``python -m spec.exact_cases`` writes spec/vectors-exact/*.json.
 
 Every number is the one of spec/exact.py, as a hexadecimal float. Where an array
 has a `seed`, its numbers come from SplitMix64 (Steele, Lea and Flood 2014), so
@@ -29,7 +29,7 @@ STORED = FORMATS | HALVES
 
 
 def words(seed: int) -> Iterator[int]:
-    """SplitMix64: 64-bit words, for ever."""
+    """Yield 64-bit words of SplitMix64 without end."""
     while True:
         seed = (seed + 0x9E3779B97F4A7C15) % WORD
         z = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 % WORD
@@ -38,7 +38,7 @@ def words(seed: int) -> Iterator[int]:
 
 
 def drawn(kind: Format, shape: list[int], seed: int, exponent: int) -> Any:
-    """An array of numbers in [-2**exponent, 2**exponent): the upper bits of each word, signed."""
+    """Return signed numbers in [-2**exponent, 2**exponent) from the upper bits of each word."""
     bits, source = kind.precision, words(seed)
 
     def array(sizes: list[int]) -> Any:
@@ -63,7 +63,7 @@ def decoded(tensor: Record, kind: Format) -> Any:
 
 
 def encoded(array: Any) -> Record:
-    """Shape and flat data in C order, numbers as hexadecimal floats."""
+    """Return shape and flat data in C order, with numbers as hexadecimal floats."""
     shape, flat = [], [array]
     while flat and isinstance(flat[0], list):
         shape.append(len(flat[0]))
@@ -72,7 +72,7 @@ def encoded(array: Any) -> Record:
 
 
 def seeded(name: str, T: int, B: int, sizes: Record, bias: bool = True) -> Record:
-    """Every input of a layer, each with a seed of its own."""
+    """Return every input of a layer, each with a separate seed."""
     I, H, P = sizes["input_size"], sizes["hidden_size"], sizes["proj_size"]
     shapes = {"weight_ih": [4 * H, I], "weight_hh": [4 * H, P or H]}
     shapes |= {"bias_ih": [4 * H], "bias_hh": [4 * H]} if bias else {}
@@ -89,14 +89,14 @@ def seeded(name: str, T: int, B: int, sizes: Record, bias: bool = True) -> Recor
 def layer(
     name: str, T: int, B: int, sizes: tuple[int, int, int], bias: bool = True, **options: Any
 ) -> Record:
-    """A case with drawn inputs; sizes are I, H and P."""
+    """Return a case with drawn inputs; sizes are I, H and P."""
     config: Record = dict(zip(("input_size", "hidden_size", "proj_size"), sizes, strict=True))
     config |= {"bias": bias, "reverse": False, "lengths": None, **options}
     return {"clauses": STEP, "config": config, "inputs": seeded(name, T, B, config, bias)}
 
 
 def functions(kind: Format) -> Record:
-    """One row a number v: c_n is tanh(v) in the first unit and sigmoid(v) in the second."""
+    """Return one batch entry per number v: c_n is tanh(v) in the first unit and sigmoid(v) in the second."""
     bits, least, ends = kind.precision, kind.least, (8.0, 10.0, 18.0, 40.0, 87.5, 103.5, 700.0, 745.0)
     edges = [0.0, 2.0**least, 3 * 2.0 ** (least + 20), 2.0 ** (1 - bits // 2), 0.5 - 2.0**-bits, 0.5, *ends]
     values = [sign * v for v in edges for sign in (1, -1)]
@@ -127,7 +127,7 @@ def functions(kind: Format) -> Record:
 
 
 def unit_cell(name: str, T: int, B: int, sizes: tuple[int, int], bias: bool = True, **options: Any) -> Record:
-    """A case of a GRU or an Elman RNN, as a module of one layer; sizes are I and H."""
+    """Return a case of a GRU or an Elman RNN, as a module of one layer; sizes are I and H."""
     gru = options["cell"] == "gru"
     blocks, (I, H) = 3 if gru else 1, sizes
     config: Record = {"input_size": I, "hidden_size": H, "num_layers": 1, "bidirectional": False}
@@ -149,7 +149,7 @@ HOLES = [[True, False, True], [False, False, True], [True, False, True], [True, 
 
 
 def cases(kind: Format) -> dict[str, Record]:
-    """Every record of one format, without its outputs."""
+    """Return every record of one format, without its outputs."""
     found = {"functions": functions(kind)}
     found |= {
         name: layer(name, *case, **options)
@@ -168,7 +168,7 @@ def cases(kind: Format) -> dict[str, Record]:
 
 
 def unit_cells() -> dict[str, Record]:
-    """Every record of a GRU and an Elman RNN in one format."""
+    """Return every record of a GRU and an Elman RNN in one format."""
     gru: Record = {"cell": "gru"}
     tanh: Record = {"cell": "rnn", "nonlinearity": "tanh"}
     return {
@@ -193,7 +193,7 @@ def unit_cells() -> dict[str, Record]:
 
 
 def halves() -> dict[str, Record]:
-    """Every record of one format of half precision."""
+    """Return every record of one half-precision format."""
     every = cases(FORMATS["float32"]) | unit_cells()
     names = (
         *("one-block", "input-of-two-blocks", "state-of-two-blocks", "projection-of-two-blocks", "mask"),
@@ -203,17 +203,17 @@ def halves() -> dict[str, Record]:
 
 
 def inputs(record: Record) -> dict[str, Any]:
-    """The arrays of a record as nested lists."""
+    """Return the arrays of a record as nested lists."""
     return {name: decoded(a, STORED[record["dtype"]]) for name, a in record["inputs"].items()}
 
 
 def published(subject: Exact, record: Record) -> Record:
-    """The outputs that `subject` gives to a record, as they are written."""
+    """Return the outputs of `subject` for a record, in the form of the file."""
     return {name: encoded(a) for name, a in subject.layer(record["config"], inputs(record)).items()}
 
 
 def records() -> dict[str, Record]:
-    """Every record by the name of its file, without its outputs."""
+    """Return every record by the name of its file, without its outputs."""
     by_format = {dtype: cases(kind) | unit_cells() for dtype, kind in FORMATS.items()}
     by_format |= {dtype: halves() for dtype in HALVES}
     return {

@@ -1,4 +1,4 @@
-"""Layers that add in another order or round otherwise: what the records of the profile `exact` must find."""
+"""Define layers that add in another order or round differently, which the records of `exact` must detect."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from spec.ieee import BINARY64, HALVES, Format
 
 
 class SmallBlocks(Exact):
-    """64 terms a block."""
+    """Each block has 64 terms."""
 
     block = 64
 
 
 class LargeBlocks(Exact):
-    """256 terms a block."""
+    """Each block has 256 terms."""
 
     block = 256
 
 
 class OneBlock(Exact):
-    """One chain over all terms."""
+    """One chain contains all terms."""
 
     block = 2**30
 
@@ -39,14 +39,14 @@ class ShortBlockFirst(Exact):
 
 
 class DescendingTerms(Exact):
-    """A chain in descending k."""
+    """A chain runs in descending k."""
 
     def chain(self, w: Row, v: Row) -> float:
         return super().chain(w[::-1], v[::-1])
 
 
 class TwoChains(Exact):
-    """Even and odd k in a chain of their own."""
+    """Even and odd k have separate chains."""
 
     def chain(self, w: Row, v: Row) -> float:
         return self.kind.add(super().chain(w[::2], v[::2]), super().chain(w[1::2], v[1::2]))
@@ -98,7 +98,7 @@ class BiasesFirst(Exact):
 
 
 class BiasesLast(Exact):
-    """The biases are added when both products are."""
+    """The biases are added after both products."""
 
     def pre_activation(self, a: Array, row: int, x: Row, h: Row) -> float:
         add = self.kind.add
@@ -107,7 +107,7 @@ class BiasesLast(Exact):
 
 
 class BiasesOneByOne(Exact):
-    """Each bias is added to the sum, and not to the other."""
+    """Each bias is added to the sum, and not first to the other bias."""
 
     def pre_activation(self, a: Array, row: int, x: Row, h: Row) -> float:
         parts = self.blocks(a["weight_ih"][row], x)
@@ -116,7 +116,7 @@ class BiasesOneByOne(Exact):
 
 
 class ProductsApart(Exact):
-    """The state's blocks are added to each other before they meet the input's part."""
+    """The state's blocks are added to each other before the input's part."""
 
     def pre_activation(self, a: Array, row: int, x: Row, h: Row) -> float:
         none = {name: v for name, v in a.items() if name != "weight_hh"} | {"weight_hh": {row: [0.0]}}
@@ -125,7 +125,7 @@ class ProductsApart(Exact):
 
 
 class StateFirst(Exact):
-    """The state's part comes before the input's."""
+    """The state's part comes before the input's part."""
 
     def pre_activation(self, a: Array, row: int, x: Row, h: Row) -> float:
         parts = [*self.blocks(a["weight_hh"][row], h), *self.blocks(a["weight_ih"][row], x)]
@@ -134,7 +134,7 @@ class StateFirst(Exact):
 
 
 class OneSum(Exact):
-    """x and h are one row, cut into blocks together."""
+    """x and h form one row, which is divided into blocks."""
 
     def pre_activation(self, a: Array, row: int, x: Row, h: Row) -> float:
         z = self.total(self.blocks([*a["weight_ih"][row], *a["weight_hh"][row]], [*x, *h]))
@@ -156,7 +156,7 @@ class CellFusedOtherwise(Exact):
 
 
 class SigmoidNearest(Exact):
-    """The number nearest to sigmoid."""
+    """The result is the number nearest to sigmoid."""
 
     def sigmoid(self, x: float) -> float:
         e = math.exp(-abs(x))
@@ -164,28 +164,28 @@ class SigmoidNearest(Exact):
 
 
 class TanhNearest(Exact):
-    """The number nearest to tanh."""
+    """The result is the number nearest to tanh."""
 
     def tanh(self, x: float) -> float:
         return self.kind.nearest(math.tanh(x))
 
 
 class SigmoidByTanh(Exact):
-    """(1 + tanh(x / 2)) / 2."""
+    """The result is (1 + tanh(x / 2)) / 2."""
 
     def sigmoid(self, x: float) -> float:
         return self.kind.fma(0.5, self.tanh(self.kind.mul(0.5, x)), 0.5)
 
 
 class Unrefined(Exact):
-    """The quotients as they are."""
+    """The quotients are not corrected."""
 
     def refined(self, y: float, e: float) -> float:  # noqa: ARG002 - the signature of what it replaces
         return y
 
 
 class TanhWithoutLost(Exact):
-    """What the first sum lost stays lost."""
+    """The rounding error of the first sum is not added."""
 
     def lost(self, s: float, r: float, b: float, first: float) -> float:  # noqa: ARG002 - as above
         return 0.0
@@ -205,7 +205,7 @@ def flushed(v: Any, least: float) -> Any:
 
 
 class Doubled(Exact):
-    """Sums of float32 are made in float64."""
+    """Sums of float32 are computed in float64."""
 
     def chain(self, w: Row, v: Row) -> float:
         s = 0.0
@@ -222,14 +222,14 @@ class MixedUnfused(Exact):
 
 
 class MixedByDifference(Exact):
-    """n + z * (h - n)."""
+    """The new state is n + z * (h - n)."""
 
     def mixed(self, n: float, z: float, h: float) -> float:
         return self.kind.fma(z, self.kind.sub(h, n), n)
 
 
 class NewGateBiasLast(Exact):
-    """b_hn is added when the blocks of W_hn h are."""
+    """b_hn is added after the blocks of W_hn h."""
 
     def new_gate_of_state(self, blocks: list[float], bias: float) -> float:
         return self.total([*blocks, bias])
@@ -254,7 +254,7 @@ class NarrowHidden(Exact):
 
 
 class Truncated(Exact):
-    """Results are cut to half precision, not rounded."""
+    """Results are truncated to half precision, not rounded."""
 
     def narrowed(self, v: Any) -> Any:
         if isinstance(v, float) and self.stored.name in HALVES and math.isfinite(v):

@@ -1,4 +1,4 @@
-"""The cases by which an LSTM is known, and the oracle's answers to them."""
+"""Define the cases that identify an LSTM, with the results of the oracle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def every(_name: str, _index: int) -> bool:
 
 
 def parameters(numbers: Dyadic, input_size: int, config: Record, suffix: str = "") -> Record:
-    """Distinct parameters of one layer and direction."""
+    """Return distinct parameters of one layer and direction."""
     rows, size, proj_size = 4 * config["hidden_size"], config["hidden_size"], config["proj_size"]
     variant = config.get("variant", {})
     p = {
@@ -40,7 +40,7 @@ def parameters(numbers: Dyadic, input_size: int, config: Record, suffix: str = "
 
 
 def variants(config: Record) -> tuple[oracle.Variant, ...]:
-    """The oracle's options of both directions; decimals become numbers."""
+    """Return the oracle's options of both directions; decimals become numbers."""
     given = {k: mpf(v) if isinstance(v, str) else v for k, v in config.get("variant", {}).items()}
     functions = given.pop("activations", [["sigmoid"], ["tanh"], ["tanh"]])
     named = [oracle.activation(*spec) for spec in functions] * 2
@@ -48,7 +48,7 @@ def variants(config: Record) -> tuple[oracle.Variant, ...]:
 
 
 def key(config: Record) -> oracle.Key | None:
-    """The two words that a call's masks come from, where it has any."""
+    """Return the two words that determine the masks of a call, if it has masks."""
     given = config.get("noise") or config.get("dropout")
     return (int(given["key"][0]), int(given["key"][1])) if given else None
 
@@ -58,14 +58,14 @@ def scaled(a: Any, factor: Any) -> Any:
 
 
 def steps(config: Record, T: int, B: int) -> list[list[int]]:
-    """XPL-SEQ-003 and XPL-SEQ-007: the times of each row that exist."""
+    """XPL-SEQ-003 and XPL-SEQ-007: return the valid steps of each batch entry."""
     if config.get("mask") is not None:
         return [[t for t in range(T) if config["mask"][t][b]] for b in range(B)]
     return [list(range(n)) for n in config.get("lengths") or [T] * B]
 
 
 def blank_padding(inputs: Record, config: Record) -> None:
-    """NaN wherever x holds no step."""
+    """Set x to NaN at all invalid steps."""
     existing = steps(config, len(inputs["x"]), len(inputs["x"][0]))
     for t, rows in enumerate(inputs["x"]):
         for b, row in enumerate(rows):
@@ -94,7 +94,7 @@ def layer(
     gradients: Wanted | None = every,
     **about: Any,
 ) -> Record:
-    """One layer and direction with outputs and the requested elements of the gradients."""
+    """Return one layer and direction with outputs and the requested elements of the gradients."""
     numbers = Dyadic(start)
     P = config["proj_size"] or config["hidden_size"]
     inputs = parameters(numbers, config["input_size"], config)
@@ -128,7 +128,7 @@ def both(first: Wanted, second: Wanted) -> Wanted:
 def module(
     wanted: Wanted, *, start: int, T: int, B: int, config: Record, change: Change | None = None, **about: Any
 ) -> Record:
-    """Layers and directions with outputs and the gradients with respect to every input."""
+    """Return layers and directions with outputs and the gradients with respect to every input."""
     numbers = Dyadic(start)
     L, H, P = config["num_layers"], config["hidden_size"], config["proj_size"] or config["hidden_size"]
     options = around(config)
@@ -152,7 +152,7 @@ def module(
 
 
 def around(config: Record) -> oracle.Stack:
-    """The oracle's layers and directions, and what happens around them."""
+    """Return the oracle's layers and directions, and the operations around them."""
     return oracle.Stack(
         config["num_layers"],
         ("", "_reverse") if config["bidirectional"] else ("",),
@@ -172,7 +172,7 @@ def draw_cotangents(numbers: Dyadic, y: tuple[int, ...], h: tuple[int, ...], c: 
 def answered(
     about: Record, config: Record, inputs: Record, run: Any, cotangents: Record | None, wanted: Wanted
 ) -> Record:
-    """The record with the oracle's answers."""
+    """Return the record with the oracle's results."""
     found = {
         **about,
         "result": "valid",
@@ -401,12 +401,12 @@ def wide(wanted: Wanted) -> Record:
 
 
 def soften(inputs: Record) -> None:
-    """Weights so small that sums of many keep the gates from saturation, and errors from growth."""
+    """Make weights so small that sums of many terms do not saturate gates, and errors do not grow."""
     inputs["weight_hh"] = scaled(inputs["weight_hh"], mpf(1) / 4)
 
 
 def scattered(_: str, index: int) -> bool:
-    """A number here and there, in the first units and in the last."""
+    """Return whether a number is one of a few in the first and last units."""
     return index % 97 == 23
 
 
@@ -437,7 +437,7 @@ def long(wanted: Wanted) -> Record:
 
 
 def few(name: str, index: int) -> bool:
-    """Some numbers of every array, from the first steps, the middle and the last: each takes seconds."""
+    """Return whether a number is one of a few, from the first, middle and last steps; each takes seconds."""
     return index in (0, 1, 1502, 2998) if name == "x" else index % 7 == 1
 
 
@@ -447,7 +447,7 @@ def grow(inputs: Record) -> None:
 
 
 def stress(_: Wanted) -> Record:
-    """Numbers that no precision can follow: only what holds of any LSTM is asked."""
+    """Return a record of numbers without a precise result, which checks properties of any LSTM."""
     numbers, config = Dyadic(244), layer_config(3, 4)
     inputs = parameters(numbers, 3, config)
     inputs |= {"x": numbers.draw(20, 2, 3), "h_0": numbers.draw(2, 4), "c_0": numbers.draw(2, 4)}
@@ -475,7 +475,7 @@ def empty_time(wanted: Wanted) -> Record:
 
 
 def saturate(inputs: Record) -> None:
-    """Pre-activations far outside the range of exp, together with ordinary rows."""
+    """Set pre-activations far outside the range of exp, together with ordinary batch entries."""
     inputs["x"][0][0] = [mpf(60000), mpf(-3)]
     inputs["x"][2][1] = [mpf(-60000), mpf(5)]
     inputs["x"][3][2] = [mpf(0.5), mpf(30000)]
@@ -533,7 +533,7 @@ def nan_containment(wanted: Wanted) -> Record:
 
 
 def shrink(inputs: Record) -> None:
-    """Inputs and states at and below the smallest normal number of float16."""
+    """Set inputs and states at and below the smallest normal number of float16."""
     for name in ("x", "h_0", "c_0"):
         inputs[name] = scaled(inputs[name], mpf(2) ** -15)
 

@@ -26,18 +26,18 @@ BUILDERS = families.CASES | documents.CASES | variants.CASES
 
 
 def record(name: str, wanted: Wanted = every) -> Record:
-    """Build one published record, in the precision of the oracle; gradients where `wanted`."""
+    """Return one published record in the precision of the oracle, with gradients where `wanted`."""
     with mp.workdps(oracle.DIGITS):
         return {"name": name, **BUILDERS[name](wanted)}
 
 
 def finished(found: Record) -> Record:
-    """The record with its tolerance, where it has outputs to hold to."""
+    """Return the record with its tolerance, if it has outputs to compare."""
     return found | {"tolerance": rounding.tolerance(found)} if found["result"] == "valid" else found
 
 
 def dumps(content: Record) -> str:
-    """JSON with the innermost lists filled to the line, for people who read diffs."""
+    """Return JSON with filled lines of the innermost lists, for readable diffs."""
     body = json.dumps(content, indent=1)
     return re.sub(r"\[[^][{}]*\]", lambda m: fill(m[0]), body) + "\n"
 

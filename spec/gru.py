@@ -25,7 +25,7 @@ PINS = VECTORS / "SHA256SUMS"
 
 
 def cell(p: Arrays, x: Nested, h: Nested, reset_after: bool) -> Nested:
-    """XPL-GRU-002 and XPL-GRU-003: one step of one row."""
+    """XPL-GRU-002 and XPL-GRU-003: run one step of one batch entry."""
     H = len(h)
     zero = [mpf(0)] * (3 * H)
     b_ih, b_hh = p.get("bias_ih", zero), p.get("bias_hh", zero)
@@ -45,7 +45,7 @@ def cell(p: Arrays, x: Nested, h: Nested, reset_after: bool) -> Nested:
 def sequence(
     p: Arrays, times: Sequence[Sequence[int]], reverse: bool, reset_after: bool
 ) -> tuple[Nested, Nested]:
-    """One layer and direction: y and h_n; `times` are the steps of each row that exist."""
+    """Run one layer and direction; `times` are the valid steps of each batch entry."""
     x, h_n = p["x"], []
     B, H = len(p["h_0"]), len(p["h_0"][0])
     y = [[[mpf(0)] * H for _ in range(B)] for _ in x]
@@ -58,7 +58,7 @@ def sequence(
 
 
 def stack(arrays: Arrays, config: Record) -> dict[str, Nested]:
-    """XPL-GRU-004: layers and directions."""
+    """XPL-GRU-004: run layers and directions."""
     x, h_n = arrays["x"], []
     times = steps(config, len(x), len(x[0]))
     suffixes = ("", "_reverse") if config["bidirectional"] else ("",)
@@ -83,7 +83,7 @@ def config_of(input_size: int, hidden_size: int, **options: Any) -> Record:
 def record(
     wanted: Wanted, *, start: int, T: int, B: int, config: Record, clauses: list[str], comment: str
 ) -> Record:
-    """Outputs, and the gradients with respect to every input number that is wanted."""
+    """Return outputs, and the gradients with respect to every requested input number."""
     numbers, H = Dyadic(start), config["hidden_size"]
     inputs: Record = {}
     D = 1 + config["bidirectional"]
@@ -156,7 +156,7 @@ for place, after in (("after", True), ("before", False)):
 
 
 def built(name: str, wanted: Wanted = every) -> Record:
-    """One record in the precision of the oracle."""
+    """Return one record in the precision of the oracle."""
     with mp.workdps(oracle.DIGITS):
         return {"name": name, **BUILDERS[name](wanted)}
 

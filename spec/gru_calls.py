@@ -1,4 +1,4 @@
-"""Calls of a GRU from seeds: sizes, steps, lengths, masks, resets, numbers that are large or not finite."""
+"""Define GRU calls from seeds: sizes, steps, lengths, masks, resets, large numbers, NaN and infinities."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gru(I: int, H: int, T: int, B: int, **options: Any) -> Sized:
 
 
 def sizes() -> dict[str, Sized]:
-    """Each size as I, H and B; two layers, two directions and both places of the reset gate by turns."""
+    """Return each size as I, H and B, alternating two layers, two directions and both reset gates."""
     found = {}
     for n, H in enumerate(SIZES):
         I, B = SIZES[(5 * n + 3) % len(SIZES)], SIZES[(7 * n + 1) % len(SIZES)]
@@ -39,7 +39,7 @@ def sizes() -> dict[str, Sized]:
 
 
 def nan_past_the_end(a: Arrays) -> None:
-    """Past the lengths 4, 0, 2 and 3."""
+    """Set x and dy to NaN after the lengths 4, 0, 2 and 3."""
     for name in ("x", "dy"):
         a[name][:, 1] = a[name][2:, 2] = a[name][3:, 3] = np.nan
 
@@ -53,13 +53,13 @@ def nan_in_h(a: Arrays) -> None:
 
 
 def loud(a: Arrays) -> None:
-    """Sums of some thousand, where a tanh by exp(2v) overflows; of one feature, so that nothing cancels."""
+    """Set sums of some thousand, for which a tanh by exp(2v) overflows; one feature prevents cancellation."""
     a["x"][1, 0, 0] = 4000
     a["h_0"][..., 1, :] *= 3
 
 
 def both_places() -> dict[str, Sized]:
-    """What is asked with the reset gate after W_hn h + b_hn, and with it before."""
+    """Return the calls for the reset gate after W_hn h + b_hn, and before it."""
     ragged: Choice = {"lengths": [4, 0, 2, 3], "change": nan_past_the_end}
     resets: Choice = {"reset": [[(t + 2 * b) % 3 == 1 for b in range(4)] for t in range(5)]}
     asked: dict[str, Sized] = {
@@ -123,7 +123,7 @@ def drawn(case: Sized, rng: np.random.Generator) -> Arrays:
 
 
 def given(name: str, dtype: str) -> Arrays:
-    """The arrays of a call, the same in every run; read-only."""
+    """Return the arrays of a call, the same in every run; read-only."""
     case = CASES[name]
     a = drawn(case, np.random.default_rng(zlib.crc32(name.encode())))
     if case.change is not None:
@@ -133,6 +133,6 @@ def given(name: str, dtype: str) -> Arrays:
 
 @cache
 def expected(name: str, dtype: str) -> Arrays:
-    """What the call gives, of inputs rounded to the dtype."""
+    """Return the results of the call for inputs rounded to the dtype."""
     with np.errstate(all="ignore"):
         return GRU().call("module_vjp", CASES[name].config, given(name, dtype))

@@ -1,4 +1,4 @@
-"""GRUs that are wrong at some sizes, options or numbers alone; each has to die in some call of gru_calls."""
+"""Define GRUs that are wrong only at some sizes, options or numbers; a call of gru_calls must detect each."""
 
 from __future__ import annotations
 
@@ -77,19 +77,19 @@ TOGETHER = (
 
 
 def of_both(*names: str) -> Test:
-    """Where two kinds of `WAYS`, `LARGE` or the edges of margins meet."""
+    """Return the condition that two kinds of `WAYS`, `LARGE` or the edges of margins apply together."""
     known = WAYS | LARGE | EDGES
     return both(*(known[name] for name in names))
 
 
 def exchanged_biases(_c: Config, _a: Arrays, got: Arrays) -> Arrays:
-    """The gradients of the two biases trade places."""
+    """Change results: exchange the gradients of the two biases."""
     other = {n: n.replace("_ih", "_hh") for n in got if n.startswith("dbias_ih")}
     return got | {n: got[m] for n, m in (other | {m: n for n, m in other.items()}).items()}
 
 
 def inputs_a_unit(factor: int) -> Test:
-    """Where there are so many inputs for each unit, so that two matrices have the same shape."""
+    """Return the condition of this number of inputs per unit, so that two matrices have the same shape."""
     return lambda _op, c, a: a["x"].shape[2] == factor * int(c["hidden_size"])
 
 

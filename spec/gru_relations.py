@@ -1,4 +1,4 @@
-"""Relations between calls of one GRU: those of `relations` over calls of GRUs, and one of the reset gate."""
+"""Define relations between calls of one GRU: those of `relations`, and one of the reset gate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FACTORS: dict[str, tuple[object, ...]] = {
 
 
 def options() -> dict[str, Sized]:
-    """Calls among which every pair of options occurs; each is the first of those that add most pairs."""
+    """Return calls with every pair of options; each is the first of those with the most new pairs."""
     rng = np.random.default_rng(SEED)
     choices: list[Choice] = [dict(zip(FACTORS, one, strict=True)) for one in product(*FACTORS.values())]
     pairs = [{*combinations(choice.items(), 2)} for choice in choices]
@@ -42,7 +42,7 @@ def options() -> dict[str, Sized]:
 
 
 def sizes() -> dict[str, Sized]:
-    """Every third size to 72 as I, H and B, and those around 128, 256 and 512, one large size at a time."""
+    """Return every third size to 72 as I, H and B, and single sizes around 128, 256 and 512."""
     rng = np.random.default_rng(SEED)
     found: dict[str, Sized] = {}
     for n, drawn_sizes in enumerate(zip(*(rng.permutation(SMALL[::3]) for _ in range(3)), strict=True)):
@@ -57,7 +57,7 @@ def sizes() -> dict[str, Sized]:
 
 
 def both_places(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> Pairs:
-    """Where W_hn is diagonal and b_hn zero, both places of the reset gate give the same."""
+    """Check that both reset gates give equal results for a diagonal W_hn and a zero b_hn."""
     given, H = dict(a), case.config["hidden_size"]
     for n, v in a.items():
         if n.startswith("weight_hh"):
@@ -71,7 +71,7 @@ def both_places(ask: Ask, case: Sized, a: Arrays, _rng: np.random.Generator) -> 
 
 
 def in_common(found: Arrays, H: int) -> Arrays:
-    """Return what both places share: the diagonal of the gradient of W_hn, and nothing of that of b_hn."""
+    """Return what both share: the diagonal of the gradient of W_hn, without the gradient of b_hn."""
     cut = dict(found)
     for n, v in found.items():
         if n.startswith("dweight_hh"):
@@ -115,7 +115,7 @@ CALLS = ("gru", "gru-two-by-two", "gru-no-bias")
 
 
 def cases() -> list[tuple[str, str]]:
-    """Each law with the calls that it says something of; one of them with every size."""
+    """Return each law with the calls to which it applies; one of them has every size."""
     return [
         (law, name)
         for law, (_, _, applies) in LAWS.items()
@@ -125,6 +125,6 @@ def cases() -> list[tuple[str, str]]:
 
 
 def broken(ask: Ask, law: str, name: str) -> tuple[list[str], int]:
-    """Ask a relation of a call; return what does not hold, and how many pairs were compared."""
+    """Compare a relation on a call; return the errors, and the number of compared pairs."""
     rng = np.random.default_rng(zlib.crc32(f"{law} {name}".encode()))
     return compared(ask, LAWS[law].relation, CASES[name], drawn(CASES[name], rng), rng)

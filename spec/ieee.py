@@ -1,4 +1,4 @@
-"""IEEE 754 arithmetic in integers: to nearest, ties to even, with gradual underflow.
+"""Compute IEEE 754 arithmetic in integers: to nearest, ties to even, with gradual underflow.
 
 A number is a Python float, which holds every number of both formats. Nothing
 here relies on the rounding of the machine.
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Format(NamedTuple):
-    """A binary format: bits of the significand, exponent of its smallest and of its largest number."""
+    """Binary format: bits of the significand, smallest and largest exponent."""
 
     name: str
     precision: int
@@ -19,7 +19,7 @@ class Format(NamedTuple):
     largest: int
 
     def rounded(self, n: int, d: int, zero: float = 0.0) -> float:
-        """The number nearest to n / d; `zero`, with its sign, where n is 0."""
+        """Return the number nearest to n / d, or `zero` with its sign if n is 0."""
         if n == 0:
             return zero
         m = abs(n)
@@ -34,7 +34,7 @@ class Format(NamedTuple):
         return magnitude if n > 0 else -magnitude
 
     def fma(self, a: float, b: float, c: float) -> float:
-        """a * b + c, rounded once."""
+        """Return a * b + c, rounded once."""
         if not (math.isfinite(a) and math.isfinite(b)):
             return a * b + c
         if not math.isfinite(c):
@@ -58,7 +58,7 @@ class Format(NamedTuple):
         return self.fma(a, b, -0.0)
 
     def div(self, a: float, b: float) -> float:
-        """a / b of finite numbers, b above 0; NaN where one is."""
+        """Return a / b of finite numbers with b above 0; NaN if one is NaN."""
         if math.isnan(a) or math.isnan(b):
             return math.nan
         (n, d), (p, q) = a.as_integer_ratio(), b.as_integer_ratio()

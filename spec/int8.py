@@ -1,4 +1,4 @@
-"""The profile int8: an LSTM whose products are of integers of 8 bits, and calls of it from seeds.
+"""Define the profile int8, an LSTM whose products are of 8-bit integers, and calls of it from seeds.
 
 The clauses XPL-INT of SPEC.md in code. Integers are made in float32 as the clauses say, sums of
 them are exact, and all else is in float64. A method is what a mutant replaces.
@@ -21,10 +21,10 @@ INPUTS = {"": 2**23 - 1, "int8": 127}
 
 
 class Stored:
-    """An LSTM with weights in 8 bits."""
+    """LSTM with 8-bit weights."""
 
     def scales(self, w: Array) -> Array:
-        """XPL-INT-001: what the integers of each row are multiplied by."""
+        """XPL-INT-001: return the factors of each row's integers."""
         largest = np.abs(w).max(1, keepdims=True)
         return np.asarray(np.maximum(largest / np.float32(127), np.finfo("float32").tiny))
 
@@ -32,11 +32,11 @@ class Stored:
         return np.asarray(np.rint(w / scales).astype("int64"))
 
     def magnitudes(self, a: Array) -> Array:
-        """XPL-INT-002: the largest magnitude of each row."""
+        """XPL-INT-002: return the largest magnitude of each row."""
         return np.asarray(np.maximum(np.abs(a).max(-1, keepdims=True, initial=0), np.float32(2.0**-100)))
 
     def entered(self, a: Array, limit: int) -> tuple[Array, Array]:
-        """Return the integers of rows, and what they are multiplied by."""
+        """Return the integers of rows, and their factors."""
         a = a.astype("float32")
         finite = np.isfinite(a).all(-1, keepdims=True)
         a = np.where(finite, a, np.float32(0))
@@ -67,7 +67,7 @@ class Stored:
         return {"y": y, "h_n": h, "c_n": c}
 
     def call(self, config: Record, a: Arrays) -> Arrays:
-        """Answer a module call; its layers hand on float32."""
+        """Run a module call; layers pass float32 numbers to the next layer."""
         T, B = a["x"].shape[:2]
         lengths = config["lengths"] if config.get("lengths") is not None else [T] * B
         exists = np.arange(T)[:, None] < np.asarray(lengths)
@@ -87,21 +87,21 @@ class Stored:
 
 
 class ForUnsigned(Stored):
-    """A row's largest weight is 128, as the smallest integer of 8 bits is."""
+    """The largest weight of a row is 128, the magnitude of the smallest 8-bit integer."""
 
     def scales(self, w: Array) -> Array:
         return super().scales(w) * np.float32(127 / 128)
 
 
 class OfMatrix(Stored):
-    """One scale for the whole matrix."""
+    """The whole matrix has one scale."""
 
     def scales(self, w: Array) -> Array:
         return np.full((len(w), 1), super().scales(w).max(), "float32")
 
 
 class OfGate(Stored):
-    """One scale for each gate."""
+    """Each gate has one scale."""
 
     def scales(self, w: Array) -> Array:
         found = super().scales(w).reshape(4, -1) if len(w) % 4 == 0 else super().scales(w)
@@ -109,14 +109,14 @@ class OfGate(Stored):
 
 
 class Truncated(Stored):
-    """Weights are cut and not rounded."""
+    """Weights are truncated, not rounded."""
 
     def integers(self, w: Array, scales: Array) -> Array:
         return np.asarray(np.trunc(w / scales).astype("int64"))
 
 
 class Asymmetric(Stored):
-    """Integers reach from the row's least weight to its greatest."""
+    """Integers span the range from the smallest to the largest weight of a row."""
 
     def product(self, a: Array, w: Array, limit: int) -> Array:
         low, high = w.min(1, keepdims=True), w.max(1, keepdims=True)
@@ -127,7 +127,7 @@ class Asymmetric(Stored):
 
 
 class OfBatch(Stored):
-    """One magnitude for the whole batch."""
+    """The whole batch has one magnitude."""
 
     def magnitudes(self, a: Array) -> Array:
         found = super().magnitudes(a)
@@ -142,14 +142,14 @@ class OfOne(Stored):
 
 
 class OfPowers(Stored):
-    """The next power of two in place of the magnitude."""
+    """The magnitude is rounded up to a power of two."""
 
     def magnitudes(self, a: Array) -> Array:
         return np.asarray(np.exp2(np.ceil(np.log2(super().magnitudes(a)))).astype("float32"))
 
 
 class StateWhole(Stored):
-    """The state enters its product as it is."""
+    """The state is not rounded before its product."""
 
     def layer(self, p: Arrays, a: Arrays, exists: Array, limit: int, reverse: bool) -> Arrays:
         wide = super().product(a["x"], p["weight_ih"], limit)
@@ -165,7 +165,7 @@ class _Whole(Stored):
 
 
 class Swallowed(Stored):
-    """A NaN in a row makes it zero."""
+    """A NaN makes its row zero."""
 
     def entered(self, a: Array, limit: int) -> tuple[Array, Array]:
         n, by = super().entered(a, limit)
@@ -194,17 +194,17 @@ def nan_in_x(a: Arrays) -> None:
 
 
 def zero_rows(a: Arrays) -> None:
-    """Zeros among the weights' rows and the inputs, whose scale has no value of its own."""
+    """Set rows of weights and inputs to zero; such rows have no scale."""
     a["weight_ih_l0"][2] = a["x"][0, 1] = a["h_0"][:, 0] = 0
 
 
 def loud(a: Arrays) -> None:
-    """Batch entries of very different magnitudes."""
+    """Set batch entries of very different magnitudes."""
     a["x"] *= np.exp2(np.arange(a["x"].shape[1]) * 6.0 - 12)[:, None]
 
 
 def cases() -> dict[str, Sized]:
-    """Every call, with inputs of 24 bits and of 8."""
+    """Return every call, with 24-bit and 8-bit inputs."""
     both: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
     plain = {
         "layer": module(5, 7, 4, 3),
@@ -231,7 +231,7 @@ CASES = cases()
 
 
 def given(name: str) -> Arrays:
-    """The arrays of a call, the same in every run."""
+    """Return the arrays of a call, the same in every run."""
     case = CASES[name]
     a = drawn(case, np.random.default_rng(zlib.crc32(f"int8 {name}".encode())))
     if case.change is not None:

@@ -1,4 +1,4 @@
-"""LSTMs that are wrong with an option at a margin alone: no steps, one unit, a high rate, another option."""
+"""Define LSTMs that are wrong with an option at a margin: no steps, one unit, a high rate, another option."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ DEEP: dict[str, Test] = {
 
 
 def rate(name: str, least: float) -> Test:
-    """Where a rate is above a bound."""
+    """Return the condition that a rate is above a bound."""
     return lambda _op, c, _a: any(
         float(part.get(name, 0)) > least for part in (c, c.get("variant", {}), c.get("dropout", {}))
     )
 
 
 def alone(name: str, other: str) -> Test:
-    """Where one rate of zoneout is given and not the other."""
+    """Return the condition that one rate of zoneout is given without the other."""
     return lambda _op, c, _a: name in c.get("variant", {}) and other not in c.get("variant", {})
 
 
 def square(*lists: str) -> Test:
-    """Where there are as many steps as entries, and a list of them."""
+    """Return the condition that steps and entries are equal in number, and one of these lists is given."""
     return lambda _op, c, a: a["x"].shape[0] == a["x"].shape[1] and any(c.get(n) is not None for n in lists)
 
 
@@ -82,19 +82,19 @@ def four_inputs_a_unit(_op: str, config: Config, a: Arrays) -> bool:
 
 
 def turned_weights(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """A matrix that is square is taken in the other order."""
+    """Change a call: read a square matrix in the other order."""
     return config, {
         n: v.T if n.startswith("weight_ih") and len(set(v.shape)) == 1 else v for n, v in a.items()
     }
 
 
 def listed(_op: str, config: Config, _a: Arrays) -> bool:
-    """Where lengths are given, though there be none."""
+    """Return whether lengths are given."""
     return config.get("lengths") is not None
 
 
 def one_layer(_op: str, config: Config, _a: Arrays) -> bool:
-    """Where a module has two directions of one layer."""
+    """Return whether a module has two directions of one layer."""
     return bool(config.get("bidirectional")) and int(config["num_layers"]) == 1
 
 
@@ -145,12 +145,12 @@ LARGE: dict[str, Test] = {
 
 
 def numbers(least: int) -> Test:
-    """Where the outputs of a direction have more numbers than that."""
+    """Return the condition that the outputs of a direction have more numbers than this."""
     return lambda _op, c, a: a["x"][..., 0].size * int(c["hidden_size"]) > least
 
 
 def last_repeated(config: Config, _a: Arrays, got: Arrays) -> Arrays:
-    """Past its last step y of each entry repeats what it ends with, as a padding by the edge does."""
+    """Change results: y repeats its last step after the end of each entry, like edge padding."""
     y, h_n, n = got["y"], got["h_n"], np.asarray(config["lengths"])
     D = 1 + bool(config.get("bidirectional"))
     last = h_n if h_n.ndim == 2 else np.concatenate([*h_n[-D:]], -1)
@@ -161,12 +161,12 @@ def last_repeated(config: Config, _a: Arrays, got: Arrays) -> Arrays:
 
 
 def clipped(bound: float, name: str) -> Spoil:
-    """Return what takes the numbers of an array beyond a bound for the bound."""
+    """Return a change of calls: clip the numbers of an array to a bound."""
     return lambda c, a: (c, {n: np.clip(v, -bound, bound) if n.startswith(name) else v for n, v in a.items()})
 
 
 class Saturated(Exact):
-    """Functions whose results are 1 or 0 too early."""
+    """LSTM whose functions return 1 or 0 too early."""
 
     def __init__(self, one: float, zero: float) -> None:
         self.one, self.zero = one, zero

@@ -1,4 +1,4 @@
-"""Calls at the margin of an option: no steps, one step, unit or batch entry, a rate near 1, another option.
+"""Define calls at the margin of an option: no steps, one step, unit or entry, a high rate, another option.
 
 An implementation that is right with an option, and right at a size, may still be wrong with both.
 """
@@ -37,7 +37,7 @@ ONE_LAYER: tuple[str, Callable[..., Sized], Choice] = ("-two-directions", module
 
 
 def edges() -> dict[str, Sized]:
-    """Each option at each edge, in layers, in reverse and in modules."""
+    """Return each option at each edge, in layers, in reverse and in modules."""
     given = VALUES | {"functions": FUNCTIONS}
     found = {
         f"{edge}-{name}{way}": made(3, H, T, B, *CLAUSES.get(edge, OWN), variant=variant, **options)
@@ -70,7 +70,7 @@ def edges() -> dict[str, Sized]:
 
 
 def rates() -> dict[str, Sized]:
-    """Zoneout of one state alone, equal rates, and rates above one half."""
+    """Return zoneout of one state alone, equal rates, and rates above one half."""
     pairs = (("0.3", ""), ("", "0.3"), ("0.3", "0.3"), ("0.7", "0.9"))
     found = {}
     for h, c in pairs:
@@ -100,7 +100,7 @@ PURPOSES: dict[str, tuple[int, int, str, Choice]] = {
 
 
 def beside_a_draw() -> dict[str, Sized]:
-    """Rates that are a drawn number, and the next larger one: a draw of fewer bits is on the other side."""
+    """Return rates that equal a drawn number, and the next larger rate."""
     found = {}
     for name, (purpose, stream, clause, options) in PURPOSES.items():
         key = np.array([int(word) for word in SHORT_KEY["key"]], np.uint64)
@@ -118,7 +118,7 @@ def beside_a_draw() -> dict[str, Sized]:
 
 
 def deep() -> dict[str, Sized]:
-    """Each option through six layers."""
+    """Return each option in six layers."""
     rates: Choice = {"zoneout_h": "0.3", "zoneout_c": "0.1", "recurrent_dropout": "0.3"}
     options: dict[str, Choice] = {
         **{name: {"variant": given} for name, given in VALUES.items()},
@@ -141,7 +141,7 @@ def deep() -> dict[str, Sized]:
 
 
 def meetings() -> dict[str, Sized]:
-    """Other activations, and noise, with each other option."""
+    """Return other activations, and noise, with each other option."""
     options: dict[str, Choice] = {
         **{name: {"variant": variant} for name, variant in VALUES.items()},
         **{"mask": {"mask": mask_of(4, 3)}, "reset": {"reset": RESETS}, "lengths": {"lengths": [4, 0, 3]}},
@@ -179,7 +179,7 @@ def meetings() -> dict[str, Sized]:
 
 
 def large() -> dict[str, Sized]:
-    """Many options of a call that is large or long: an implementation may leave its usual path by either."""
+    """Return many options of large or long calls, for which an implementation may take another path."""
     holes: Choice = {
         "mask": mask_of(2, 70),
         "reset": [[(t + b) % 3 == 1 for b in range(70)] for t in range(2)],
@@ -205,7 +205,7 @@ def large() -> dict[str, Sized]:
 
 
 def swept_gates(a: Arrays) -> None:
-    """Sums of each gate at every quarter from -40 to 40, where a function may be cut off too early."""
+    """Set sums of each gate to every quarter from -40 to 40, where a function may saturate too early."""
     sums = np.linspace(-40, 40, 321)
     for gate, step in enumerate((1, 7, 11, 13)):
         a["bias_ih"][gate * 321 : (gate + 1) * 321] = sums[np.arange(321) * step % 321]
@@ -214,7 +214,7 @@ def swept_gates(a: Arrays) -> None:
 
 
 def swept_states(a: Arrays) -> None:
-    """Cell states from -20 to 20 that are kept."""
+    """Set cell states from -20 to 20, which the cell keeps."""
     a["c_0"][...] = np.linspace(-20, 20, a["c_0"].size).reshape(a["c_0"].shape)
     a["bias_ih"][161:322] = 40
 
@@ -230,7 +230,7 @@ def large_weights(a: Arrays) -> None:
 
 
 def numbers() -> dict[str, Sized]:
-    """Sums and states at which a function may saturate too early, and inputs and weights without a bound."""
+    """Return sums and states at which a function may saturate too early, and large inputs and weights."""
     said = ("XPL-NUM-001", "XPL-CELL-002")
     return {
         "swept-gates": layer(2, 321, 1, 2, *said, change=swept_gates),
@@ -241,7 +241,7 @@ def numbers() -> dict[str, Sized]:
 
 
 def shapes() -> dict[str, Sized]:
-    """Matrices that are square, as many steps as entries, work and stacks that are larger than others'."""
+    """Return square matrices, as many steps as entries, and larger calls and stacks."""
     square = [[True, True, False], [False, False, True], [True, False, True]]
     found = {
         "square-weight_ih": layer(8, 2, 3, 3),

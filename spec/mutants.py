@@ -215,7 +215,7 @@ DRAW_FAULTS = ("masks of float32 numbers", "masks of 32 bits")
 
 
 def given(prefixes: tuple[str, ...], change: Change) -> Call:
-    """An LSTM that spoils the arrays whose names start so."""
+    """Return an LSTM that changes the arrays with these name prefixes."""
 
     def call(op: str, config: Config, a: Arrays) -> Arrays:
         return LSTM().call(op, config, {n: change(v) if n.startswith(prefixes) else v for n, v in a.items()})
@@ -224,7 +224,7 @@ def given(prefixes: tuple[str, ...], change: Change) -> Call:
 
 
 def swapped(first: str, second: str, after: bool = False) -> Call:
-    """An LSTM that takes one array for another, where their shapes allow it."""
+    """Return an LSTM that exchanges two arrays, if their shapes allow it."""
 
     def exchange(a: Arrays) -> Arrays:
         fits = first in a and a[first].shape == a[second].shape
@@ -246,7 +246,7 @@ def transposed(a: np.ndarray) -> np.ndarray:
 
 
 def taken_as_columns(a: np.ndarray) -> np.ndarray:
-    """A (rows, columns) matrix read in Fortran's order."""
+    """Read a (rows, columns) matrix in Fortran's order."""
     return a.reshape(a.shape[::-1]).T
 
 
@@ -255,7 +255,7 @@ def flipped(a: np.ndarray) -> np.ndarray:
 
 
 def emptied(a: np.ndarray) -> np.ndarray:
-    """A sequence that loses its first step."""
+    """Return a sequence without its first step."""
     return np.concatenate([np.zeros_like(a[:1]), a[1:]])
 
 
@@ -288,7 +288,7 @@ MUTANTS: dict[str, Call] = {
 
 
 def effect(record: Record, call: Call) -> float:
-    """The largest error among outputs, or among all where outputs do not kill; infinite for another shape."""
+    """Return the largest error of outputs, or of all arrays if outputs do not kill the mutant."""
     groups = [group for group in ("outputs", "gradients") if group in record]
     found = [shown(record, call, groups[:1])]
     if found[0] < MARGIN and len(groups) == 2:
@@ -297,7 +297,7 @@ def effect(record: Record, call: Call) -> float:
 
 
 def shown(record: Record, call: Call, groups: Sequence[str]) -> float:
-    """The largest error among the arrays of `groups`, in the record's tolerances for float32."""
+    """Return the largest error of the arrays of `groups`, in the record's tolerances for float32."""
     late = "gradients" in groups
     a = arrays(record["inputs"] | (record["cotangents"] if late else {}), "float64")
     with np.errstate(all="ignore"):
@@ -314,7 +314,7 @@ def shown(record: Record, call: Call, groups: Sequence[str]) -> float:
 
 
 def distance(got: np.ndarray, reference: Record) -> float:
-    """Largest error in u * s of float32."""
+    """Return the largest error in u * s of float32."""
     if list(got.shape) != reference["shape"]:
         return float("inf")
     here = stated(reference)
@@ -329,12 +329,12 @@ def distance(got: np.ndarray, reference: Record) -> float:
 
 
 def effects(name: str, mutants: Iterable[str] = MUTANTS) -> dict[str, float]:
-    """Of each mutant, in the record of that name."""
+    """Return the effect of each mutant in the named record."""
     return {mutant: effect(RECORDS[name], MUTANTS[mutant]) for mutant in mutants}
 
 
 def summary(name: str) -> Record:
-    """What is published about a record: its smallest effect, to two digits, and whom it kills."""
+    """Return the published summary of a record: its smallest effect to two digits, and the killed mutants."""
     found = {mutant: e for mutant, e in effects(name).items() if e >= MARGIN}
     least = min(found.values(), default=float("nan"))
     return {

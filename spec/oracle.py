@@ -1,4 +1,4 @@
-"""An LSTM in scalar loops at 90 digits: where the numbers of every vector come from.
+"""Define an LSTM in scalar loops with 90 digits, which computes the numbers of every vector.
 
 Meant to be checked by eye against SPEC.md. It imports neither an array library
 nor any implementation under test, and has no backward pass of its own: a
@@ -48,14 +48,14 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Number], tuple[str, ...]]] = {
 
 
 def activation(name: str, *given: str) -> Callable[[Number], Number]:
-    """The function of that name, its alpha and beta decimals."""
+    """Return the function with this name; alpha and beta are decimals."""
     function, defaults = ACTIVATIONS[name]
     settings = [mpf(v) for v in (*given, *defaults[len(given) :])]
     return lambda z: function(z, *settings)
 
 
 class Variant(NamedTuple):
-    """The options of XPL-VAR for one layer and direction."""
+    """Options of XPL-VAR for one layer and direction."""
 
     peepholes: bool = False
     coupled: bool = False
@@ -83,12 +83,12 @@ def dot(u: Nested, v: Nested) -> Number:
 
 
 def clamp(v: Number, bound: Number | None) -> Number:
-    """The nearest number in [-bound, bound]; NaN stays NaN."""
+    """Return the nearest number in [-bound, bound]; NaN stays NaN."""
     return v if bound is None or not abs(v) > bound else mp.sign(v) * bound
 
 
 def normalised(v: Nested) -> Nested:
-    """XPL-VAR-007: less the mean, over the root of the biased variance and 1e-5."""
+    """XPL-VAR-007: subtract the mean, and divide by the root of the biased variance and 1e-5."""
     mean = sum(v) / len(v)
     variance = sum((a - mean) ** 2 for a in v) / len(v)
     return [(a - mean) / mp.sqrt(variance + mpf("1e-5")) for a in v]
@@ -99,7 +99,7 @@ def scale(v: Nested, gain: Nested) -> Nested:
 
 
 def sums(p: Arrays, x: Nested, h: Nested, layer_norm: bool) -> Nested:
-    """XPL-CELL-002 and XPL-VAR-007: the pre-activations that x and h make."""
+    """XPL-CELL-002 and XPL-VAR-007: return the pre-activations from x and h."""
     of_x, of_h = [dot(w, x) for w in p["weight_ih"]], [dot(w, h) for w in p["weight_hh"]]
     if layer_norm:
         of_x, of_h = scale(normalised(of_x), p["gain_ih"]), scale(normalised(of_h), p["gain_hh"])
@@ -112,7 +112,7 @@ def sums(p: Arrays, x: Nested, h: Nested, layer_norm: bool) -> Nested:
 def cell(
     p: Arrays, x: Nested, h: Nested, c: Nested, variant: Variant = PLAIN
 ) -> tuple[Nested, Nested, dict[str, Nested]]:
-    """XPL-CELL-002 to XPL-CELL-004, XPL-VAR-001 to XPL-VAR-008: one step of one row."""
+    """XPL-CELL-002 to XPL-CELL-004, XPL-VAR-001 to XPL-VAR-008: run one step of one batch entry."""
     F, G, H = variant.activations
     n = len(c)
     clip = partial(clamp, bound=variant.gate_clip)
@@ -134,14 +134,14 @@ def cell(
 
 
 def zoned(old: Nested, new: Nested, p: Number, drawn: Nested | None) -> Nested:
-    """XPL-VAR-009 and XPL-VAR-010: old values where drawn below p, or the expectation without a draw."""
+    """XPL-VAR-009 and XPL-VAR-010: keep old values if a draw is below p; without draws, the expectation."""
     if drawn is None:
         return [p * a + (1 - p) * b for a, b in zip(old, new, strict=True)] if p else new
     return [a if v < p else b for a, b, v in zip(old, new, drawn, strict=True)]
 
 
 def parted(resets: Resets, b: int, earlier: int, later: int) -> bool:
-    """XPL-SEQ-010: whether a segment of row `b` begins after one time, up to another."""
+    """XPL-SEQ-010: return whether a segment of entry `b` begins after one time, up to another."""
     return resets is not None and any(resets[t][b] for t in range(earlier + 1, later + 1))
 
 
@@ -153,7 +153,7 @@ def lstm(
     noise: Noise | None = None,
     resets: Resets = None,
 ) -> dict[str, Nested]:
-    """XPL-SEQ-001 to XPL-SEQ-010: one layer, one direction; `steps` are the times of each row that exist."""
+    """XPL-SEQ-001 to XPL-SEQ-010: run one layer and direction; `steps` are the valid steps of each entry."""
     x, h_0, c_0 = arrays["x"], arrays["h_0"], arrays["c_0"]
     T, B, output_size = len(x), len(h_0), len(h_0[0])
     kept = dropped(noise, 1, variant.recurrent_dropout, (B, output_size))
@@ -179,7 +179,7 @@ def lstm(
 
 
 class Stack(NamedTuple):
-    """Layers and directions, and what happens around them."""
+    """Layers and directions, and the operations around them."""
 
     num_layers: int
     suffixes: tuple[str, ...]
@@ -195,7 +195,7 @@ class Stack(NamedTuple):
 def stack(
     arrays: Arrays, steps: Sequence[Sequence[int]] | None, options: Stack, resets: Resets = None
 ) -> dict[str, Nested]:
-    """XPL-STK-001 to XPL-STK-003, XPL-DRP and XPL-VAR-013 to XPL-VAR-015: layers and directions."""
+    """XPL-STK-001 to XPL-STK-003, XPL-DRP and XPL-VAR-013 to XPL-VAR-015: run layers and directions."""
     x, h_n, c_n = arrays["x"], [], []
     directions = len(options.suffixes)
     ends: list[dict[str, Nested]] = []
@@ -219,7 +219,7 @@ def stack(
 
 
 def merged(ys: Sequence[Nested], how: str) -> Nested:
-    """XPL-VAR-014: what the directions of a layer make together."""
+    """XPL-VAR-014: return the merged outputs of the directions of a layer."""
     combine: dict[str, Callable[[Sequence[Nested]], Nested]] = {
         "concat": join,
         "sum": lambda rows: [sum(v) for v in zip(*rows, strict=True)],
@@ -231,12 +231,12 @@ def merged(ys: Sequence[Nested], how: str) -> Nested:
 
 
 def join(parts: Iterable[Nested]) -> Nested:
-    """The numbers of all parts, side by side."""
+    """Concatenate the numbers of all parts."""
     return [value for part in parts for value in part]
 
 
 def dropped_input(x: Nested, layer: int, options: Stack) -> Nested:
-    """XPL-DRP-001 and XPL-VAR-013: the input of a layer times its masks."""
+    """XPL-DRP-001 and XPL-VAR-013: return the input of a layer times its masks."""
     if not options.key or not x:
         return x
     T, B, size = len(x), len(x[0]), len(x[0][0])
@@ -248,12 +248,12 @@ def dropped_input(x: Nested, layer: int, options: Stack) -> Nested:
 
 
 def multiply(u: Any, v: Any) -> Any:
-    """Products, number by number, over nested lists of one shape."""
+    """Multiply nested lists of one shape element by element."""
     return [multiply(a, b) for a, b in zip(u, v, strict=True)] if isinstance(u, list) else u * v
 
 
 def philox(key: Sequence[int], counter: Sequence[int]) -> list[int]:
-    """XPL-DRP-003: the four words of one block of Philox 4x64-10, Salmon and others (2011), in integers."""
+    """XPL-DRP-003: return the four words of a block of Philox 4x64-10 (Salmon and others, 2011)."""
     word = (1 << 64) - 1
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -266,7 +266,7 @@ def philox(key: Sequence[int], counter: Sequence[int]) -> list[int]:
 
 @cache
 def draws(key: Key, stream: int, purpose: int, t: int, rows: int, size: int) -> Nested:
-    """XPL-DRP-003 and XPL-VAR-016: numbers in [0, 1), the same for the same arguments."""
+    """XPL-DRP-003 and XPL-VAR-016: return numbers in [0, 1), equal for equal arguments."""
 
     def element(n: int) -> Number:
         return mpf(philox(key, (n // 4 + 1, t, stream, purpose))[n % 4] >> 11) / 2**53
@@ -275,7 +275,7 @@ def draws(key: Key, stream: int, purpose: int, t: int, rows: int, size: int) -> 
 
 
 def dropped(noise: Noise | None, purpose: int, p: Number, shape: tuple[int, int]) -> Nested | None:
-    """XPL-DRP-002: 0 with probability p, else 1 / (1 - p); nothing where nothing is dropped."""
+    """XPL-DRP-002: return 0 with probability p, else 1 / (1 - p); None without dropout."""
     if noise is None or not p:
         return None
     drawn = draws(*noise, purpose, 0, *shape)
@@ -288,7 +288,7 @@ def gradients(
     cotangents: Arrays,
     wanted: Callable[[str, int], bool] = lambda _name, _index: True,
 ) -> dict[str, Nested]:
-    """XPL-GRAD-001: of sum(dy y) + sum(dh_n h_n) + sum(dc_n c_n), by every input number that is wanted."""
+    """XPL-GRAD-001: return the requested gradients of sum(dy y) + sum(dh_n h_n) + sum(dc_n c_n)."""
 
     def objective() -> Number:
         outputs = run(arrays)
@@ -304,14 +304,14 @@ def gradients(
 
 
 def inner(u: Any, v: Any) -> Number:
-    """Sum of products over nested lists of any depth."""
+    """Return the sum of products of nested lists of any depth."""
     if isinstance(u, list):
         return sum((inner(a, b) for a, b in zip(u, v, strict=True)), mpf(0))
     return u * v
 
 
 def differences(objective: Callable[[], Number], array: Nested, wanted: Callable[[], bool]) -> Nested:
-    """Central difference of `objective` by each number of `array`, which it reads; None if not wanted."""
+    """Return central differences of `objective` for each number of `array`; None if not requested."""
     result: Nested = []
     for k, value in enumerate(array):
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The report as a page of the documentation."""
+"""Write the report as a page of the documentation."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ older than the newest calls of the specification.
 
 
 def rendered(report: Report) -> str:
-    """The Markdown of a report."""
+    """Return the Markdown of a report."""
     packages = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
     return PAGE.format(
         result=result_of(report),
@@ -109,7 +109,7 @@ def rendered(report: Report) -> str:
 
 
 def result_of(report: Report) -> str:
-    """Return in one paragraph what each implementation that was run fails of what it offers."""
+    """Return a paragraph with the failures of each implementation among its supported clauses."""
     fails = []
     for name, subjects in implementations(report).items():
         passed, failed, _, _ = counted(report, subjects)
@@ -126,7 +126,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def implementations(report: Report) -> dict[str, list[str]]:
-    """The subjects of each implementation."""
+    """Return the subjects of each implementation."""
     found: dict[str, list[str]] = {}
     for subject, about in report["subjects"].items():
         found.setdefault(about["name"], []).append(subject)
@@ -138,7 +138,7 @@ def title(name: str) -> str:
 
 
 def joined(report: Report, subjects: Sequence[str], clause: str) -> Result:
-    """Several subjects' results of one clause as one: the worst status, and the reasons for it."""
+    """Join the results of several subjects for one clause: the worst status, and its reasons."""
     found = [report["results"][s][clause] for s in subjects if s in report["results"]]
     status = next((s for s in MARKS if any(r["status"] == s for r in found)), "not run")
     given = [{*reason.split("; ")} for result in found for reason in result["reasons"].get(status, ())]
@@ -149,7 +149,7 @@ def joined(report: Report, subjects: Sequence[str], clause: str) -> Result:
 
 
 def largest(report: Report, subjects: Sequence[str], measured: str) -> str:
-    """The largest error of all that passes."""
+    """Return the largest error of all cases that pass."""
     found = [
         result["errors"][measured]
         for subject in subjects
@@ -160,7 +160,7 @@ def largest(report: Report, subjects: Sequence[str], measured: str) -> str:
 
 
 def counted(report: Report, subjects: Sequence[str]) -> list[int]:
-    """How many clauses pass, fail, are not offered, were not run."""
+    """Return how many clauses pass, fail, are not supported, and were not run."""
     found = [joined(report, subjects, clause)["status"] for clause in report["clauses"]]
     fails = found.count("failed") + found.count("deviates")
     return [found.count("passed"), fails, found.count("not offered"), found.count("not run")]
@@ -171,7 +171,7 @@ ERRORS = [name.replace(" ", "<br>") for name in MEASURED]
 
 
 def summary(report: Report) -> str:
-    """How many clauses each implementation keeps, and how exactly."""
+    """Return how many clauses each implementation satisfies, and its largest error."""
     counts, errors = [], []
     for name, subjects in implementations(report).items():
         version = report["subjects"][subjects[0]]["version"] or "not installed"
@@ -193,7 +193,7 @@ def matrix(report: Report) -> str:
 
 
 def with_anchors(prose: str) -> str:
-    """The specification as a page, each clause with a target of its own."""
+    """Return the specification as a page with a link target for each clause."""
     return CLAUSE.sub(lambda match: f"({match[1].lower()})=\n{match[0]}", prose)
 
 
@@ -203,7 +203,7 @@ def opening(text: str) -> str:
 
 
 def by_implementation(report: Report, statuses: Sequence[str]) -> str:
-    """Reasons with their clauses, for each implementation."""
+    """Return the reasons with their clauses, for each implementation."""
     parts = []
     for name, subjects in implementations(report).items():
         groups: dict[str, list[str]] = {}
@@ -218,7 +218,7 @@ def by_implementation(report: Report, statuses: Sequence[str]) -> str:
 
 
 def engines(report: Report) -> str:
-    """One line for each array library and kernel of xplstm."""
+    """Return one line for each array library and kernel of xplstm."""
     counts, errors = [], []
     for subject in implementations(report).get("xplstm", ()):
         about = report["subjects"][subject]

@@ -1,4 +1,4 @@
-"""LSTMs that are wrong on one of several paths: without gradients, by the size of the work, at a function."""
+"""Define LSTMs that are wrong on one of several paths: without gradients, at a size, for a function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from spec.subject import Arrays, Config
 
 
 def alone(op: str, _config: Config, _a: Arrays) -> bool:
-    """Where no gradients are asked for."""
+    """Return whether no gradients are requested."""
     return not op.endswith("_vjp")
 
 
@@ -42,7 +42,7 @@ def steps_of(T: int) -> Test:
 
 
 def work(*least: tuple[str, int]) -> Test:
-    """Where two sizes are large together."""
+    """Return the condition that two sizes are large together."""
     return both(*(sized(name, n) for name, n in least))
 
 
@@ -51,7 +51,7 @@ def zero_cotangents(*names: str) -> Test:
 
 
 def backward(when: Test, spoil: Spoil) -> Call:
-    """An LSTM whose gradients are those of another call, where `when` holds."""
+    """Return an LSTM with the gradients of another call, where `when` is true."""
 
     def finish(config: Config, a: Arrays, got: Arrays) -> Arrays:
         op = "layer_vjp" if got["h_n"].ndim == 2 else "module_vjp"
@@ -62,7 +62,7 @@ def backward(when: Test, spoil: Spoil) -> Call:
 
 
 def of_state(layer: int, name: str) -> Spoil:
-    """The cotangent of one layer's final state is taken for zero."""
+    """Return a change of calls: ignore the cotangent of one layer's final state."""
 
     def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
         D, v = 1 + bool(config.get("bidirectional")), a[name].copy()
@@ -73,7 +73,7 @@ def of_state(layer: int, name: str) -> Spoil:
 
 
 def filled(value: float, *names: str) -> Finish:
-    """Results whose names begin so have a number where NaN should be."""
+    """Return a change of results: a number instead of NaN in arrays with these name prefixes."""
     return lambda _c, _a, got: {
         n: np.nan_to_num(v, nan=value, posinf=np.inf, neginf=-np.inf) if n.startswith(names) else v
         for n, v in got.items()
@@ -81,7 +81,7 @@ def filled(value: float, *names: str) -> Finish:
 
 
 def no_nan_in(*names: str) -> Spoil:
-    """NaN in arrays whose names begin so is taken for zero."""
+    """Return a change of calls: zero instead of NaN in arrays with these name prefixes."""
     return lambda c, a: (
         c,
         {
@@ -92,7 +92,7 @@ def no_nan_in(*names: str) -> Spoil:
 
 
 def spread(source: int, to: int) -> Spoil:
-    """A NaN of one batch entry reaches another."""
+    """Return a change of calls: a NaN of one batch entry reaches another."""
 
     def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
         x = a["x"].copy()
@@ -104,7 +104,7 @@ def spread(source: int, to: int) -> Spoil:
 
 
 def infinite_past_the_end(config: Config, a: Arrays, got: Arrays) -> Arrays:
-    """Zeros made by multiplication: an infinity where no step exists becomes NaN."""
+    """Change results: masking by multiplication makes an infinity at an invalid step NaN."""
     absent = np.arange(len(a["x"]))[:, None] >= np.asarray(config["lengths"])
     bad = np.isinf(a["x"][absent]).any() or ("dy" in a and np.isinf(a["dy"][..., absent, :]).any())
     return {n: v + np.nan if bad else v for n, v in got.items()}
@@ -115,7 +115,7 @@ def of_function(name: str) -> Test:
 
 
 def changed(change: Callable[[Config], None]) -> Spoil:
-    """The numbers of options are stored in less."""
+    """Return a change of calls: store the numbers of options in fewer bits."""
 
     def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
         found = copy.deepcopy(config)
@@ -143,7 +143,7 @@ def bounds_at_most(most: float) -> Callable[[Config], None]:
 
 
 def short_keys(config: Config) -> None:
-    """Words of keys are read as signed or as short integers."""
+    """Store the words of keys in 31 bits."""
     for name in ("noise", "dropout"):
         if name in config:
             config[name]["key"] = [str(int(word) % 2**31) for word in config[name]["key"]]

@@ -1,4 +1,4 @@
-"""Calls where an implementation may have a path of its own: numbers of steps, sizes, noise, functions.
+"""Define calls for which an implementation may have a separate path: steps, sizes, noise, functions.
 
 An implementation that is right in one place and wrong in another has chosen between
 two paths: by the size of its work, by an option, or by a number that is not finite.
@@ -22,7 +22,7 @@ STEPS = range(8, 73)
 
 
 def steps() -> dict[str, Sized]:
-    """Every number of steps that a loop may be unrolled or cut by, in layers, in reverse and in modules."""
+    """Return numbers of steps at which a loop may be unrolled or split, in layers, in reverse, in modules."""
     ways: tuple[tuple[Callable[..., Sized], Choice], ...] = (
         (layer, {}),
         (layer, {"reverse": True}),
@@ -37,7 +37,7 @@ def steps() -> dict[str, Sized]:
 
 
 def modules() -> dict[str, Sized]:
-    """Every size of 1 to 72 in a module."""
+    """Return every size from 1 to 72 in a module."""
     rng, found = np.random.default_rng(SEED), {}
     columns = (rng.permutation(SMALL) for _ in range(3))
     for n, sizes in enumerate(zip(*columns, strict=True)):
@@ -48,7 +48,7 @@ def modules() -> dict[str, Sized]:
 
 
 def together() -> dict[str, Sized]:
-    """Two sizes that are large together, and more layers than one digit counts."""
+    """Return pairs of large sizes, and more layers than one digit counts."""
     return {
         "wide-i130-h130": layer(130, 130, 2, 2),
         "wide-i130-b130": layer(130, 4, 2, 130),
@@ -80,7 +80,7 @@ RATES: dict[str, tuple[str, Choice]] = {
 
 
 def noise() -> dict[str, Sized]:
-    """Each kind of noise in layers and modules, alone and with all else; keys of short words."""
+    """Return each kind of noise in layers and modules, alone and with all others; keys of short words."""
     key: Choice = {"noise": SHORT_KEY}
     found: dict[str, Sized] = {}
     for name, (clause, rates) in RATES.items():
@@ -138,7 +138,7 @@ def nothing(a: Arrays) -> None:
 
 
 def cotangents() -> dict[str, Sized]:
-    """Cotangents of which some are zero, as a loss of outputs alone or of states alone has them."""
+    """Return cotangents with zeros, as from a loss of outputs alone or of states alone."""
     changes = {"no-outputs": no_outputs, "no-ends": no_ends, "no-end-of-c": no_end_of_c}
     changes |= {"end-of-c": end_of_c_alone, "end-of-h": end_of_h_alone, "no-cotangent": nothing}
     return {
@@ -153,7 +153,7 @@ def cotangents() -> dict[str, Sized]:
 
 
 def set_to(value: float, name: str, *at: int) -> Change:
-    """A number of every array whose name begins so."""
+    """Set a number of every array with this name prefix."""
 
     def change(a: Arrays) -> None:
         for n in (n for n in a if n.startswith(name)):
@@ -163,13 +163,13 @@ def set_to(value: float, name: str, *at: int) -> Change:
 
 
 def infinite_past_the_end(a: Arrays) -> None:
-    """Fill an array as uninitialised memory could be filled."""
+    """Set x and dy to infinity at invalid steps, as uninitialised memory may contain."""
     for name in ("x", "dy"):
         a[name][3:, 1], a[name][2:, 2] = np.inf, -np.inf
 
 
 def not_finite() -> dict[str, Sized]:
-    """NaN through every option, in the first batch entry and in the last; in parameters; infinities."""
+    """Return NaN with every option, in the first and last batch entry, and in parameters; infinities."""
     first, last = set_to(np.nan, "x", 1, 0, 0), set_to(np.nan, "x", 1, -1, 0)
     clip, said = {"gate_clip": "0.5", "cell_clip": "0.5"}, "XPL-NUM-004"
     options: dict[str, Choice] = {
@@ -210,7 +210,7 @@ BOUNDED = ("softsign", "softplus", "scaled_tanh", "hard_sigmoid")
 
 
 def functions() -> dict[str, Sized]:
-    """Each function in reverse, of many units, and of the second direction alone; far from zero."""
+    """Return each function in reverse, with many units, in the second direction alone, and far from zero."""
     said, usual = ("XPL-VAR-003", "XPL-VAR-004"), [["sigmoid"], ["tanh"], ["tanh"]]
     found = {}
     for name, numbers in FUNCTIONS.items():

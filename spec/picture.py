@@ -1,4 +1,4 @@
-"""The report as a picture: a row for each implementation, a column for each group of clauses."""
+"""Draw the report: a row for each implementation, a column for each group of clauses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIRST, WIDTH, HEIGHT, TOP = 172, 64, 30, 34
 
 
 class Colours(NamedTuple):
-    """The ground of a cell and its text."""
+    """Colours of a cell's background and text."""
 
     ground: str
     text: str

@@ -1,4 +1,4 @@
-"""Where batch entries, features and units are inside a larger or permuted call."""
+"""Map batch entries, features and units into a larger or permuted call."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def joined(ys: list[np.ndarray], merge: str) -> np.ndarray:
 
 
 class Axis(NamedTuple):
-    """Where each of the old places is now, and how many there are now."""
+    """New indices of the old places, and the new size."""
 
     places: np.ndarray
     size: int
@@ -103,12 +103,12 @@ class Places(NamedTuple):
         return found._replace(B=Axis(np.asarray([b]), a["x"].shape[1]))
 
     def without_units(self, config: Record) -> Places:
-        """Keep the units where they were."""
+        """Keep the places of the units."""
         H = unchanged(config["hidden_size"])
         return self._replace(H=H, P=unchanged(config["proj_size"]) if config.get("proj_size") else H)
 
     def axes(self, name: str, shape: tuple[int, ...], taken: bool) -> list[Axis]:
-        """The last axes of an array of a shape, which is the new one if it is `taken` from."""
+        """Return the last axes of an array of a shape, which is the new one if it is `taken` from."""
         base, layer, _ = split_name(name)
         base = base if base in KINDS else base[1:]
         kinds = ("H*", "P*") if base == "weight_ih" and layer else KINDS[base]
@@ -133,7 +133,7 @@ class Places(NamedTuple):
         return found
 
     def silence(self, name: str, new: np.ndarray, axes: list[Axis]) -> None:
-        """Set to zero what would reach the old places: rows and states of dead units, columns of features."""
+        """Set to zero what would change the old places: rows and states of dead units, and columns."""
         base, layer, _ = split_name(name)
         if base in LAYER:
             new[axes[0].new] = 0

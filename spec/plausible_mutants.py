@@ -1,4 +1,4 @@
-"""LSTMs with faults that an author would make at some option, size or place; each has to die in some call.
+"""Define LSTMs with plausible faults at some option, size or place; a call must detect each.
 
 Most are a family: one habit, and each option, size or array that it can spoil.
 """
@@ -68,7 +68,7 @@ def one_step(_op: str, _config: Config, a: Arrays) -> bool:
 
 
 def square_entries(_op: str, _config: Config, a: Arrays) -> bool:
-    """As many batch entries as states of layers and directions."""
+    """Return whether there are as many batch entries as states of layers and directions."""
     return a["h_0"].ndim == 3 and a["h_0"].shape[0] == a["h_0"].shape[1]
 
 
@@ -87,7 +87,7 @@ NEVER = {("activations", "where directions are merged"), ("activations", "with a
 
 
 def cleared(*names: str) -> Finish:
-    """Results whose names begin so are zero."""
+    """Return a change of results: zeros in arrays with these name prefixes."""
     return lambda _c, _a, got: {n: v * 0 if n.startswith(names) else v for n, v in got.items()}
 
 
@@ -96,12 +96,12 @@ def scaled(factor: Callable[[Arrays], float], *names: str) -> Finish:
 
 
 def zeroed(*names: str) -> Spoil:
-    """Arrays whose names begin so are taken for zero."""
+    """Return a change of calls: zeros in arrays with these name prefixes."""
     return lambda c, a: (c, {n: np.zeros_like(v) if n.startswith(names) else v for n, v in a.items()})
 
 
 def only(name: str) -> Spoil:
-    """A list of the call is that of its first batch entry for all."""
+    """Return a change of calls: all entries use the list of the first."""
 
     def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
         given = np.asarray(config[name])
@@ -120,13 +120,13 @@ def lengths_at_least_one(config: Config, a: Arrays) -> tuple[Config, Arrays]:
 
 
 def filled_mask(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """The mask exists wherever a later step of the batch entry does."""
+    """Change a call: a mask is True before each later valid step of a batch entry."""
     mask = np.asarray(config["mask"])
     return config | {"mask": np.maximum.accumulate(mask[::-1])[::-1].tolist()}, a
 
 
 def first_held(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """A mask whose first step always exists."""
+    """Change a call: the first step of a mask is always valid."""
     mask = np.array(config["mask"])
     mask[:1] = True
     return config | {"mask": mask.tolist()}, a
@@ -139,14 +139,14 @@ def last_held(config: Config, a: Arrays) -> tuple[Config, Arrays]:
 
 
 def stored(dtype: str, *names: str) -> Finish:
-    """Results that went through fewer bits."""
+    """Return a change of results: store them in fewer bits."""
     return lambda _c, _a, got: {
         n: v.astype(dtype).astype("float64") if n.startswith(names) else v for n, v in got.items()
     }
 
 
 def tail_of_steps(width: int) -> Finish:
-    """An unrolled loop: the steps beyond a multiple of its width give zeros."""
+    """Return a change of results: steps after a multiple of an unrolled loop are zero."""
 
     def finish(_c: Config, _a: Arrays, got: Arrays) -> Arrays:
         T = got["y"].shape[-3]
@@ -168,7 +168,7 @@ def tail_of_batch(width: int) -> Finish:
 
 
 def interleaved(_c: Config, _a: Arrays, got: Arrays) -> Arrays:
-    """The outputs of two directions alternate unit by unit."""
+    """Change results: the outputs of two directions alternate unit by unit."""
     y = got["y"]
     P = y.shape[-1] // 2
     return got | {"y": np.stack([y[..., :P], y[..., P:]], -1).reshape(y.shape)}
@@ -179,7 +179,7 @@ def exchanged_axes(_c: Config, _a: Arrays, got: Arrays) -> Arrays:
 
 
 def carried(steps: int) -> Call:
-    """Gradients are cut every so many steps, as in truncated backpropagation."""
+    """Return an LSTM that truncates gradients after a number of steps."""
 
     def call(op: str, config: Config, a: Arrays) -> Arrays:
         got = right(op, config, a)
@@ -193,7 +193,7 @@ def carried(steps: int) -> Call:
 
 
 def drops_mask(bits: int) -> Call:
-    """The mask of dropout begins again after so many elements."""
+    """Return an LSTM whose dropout mask repeats after a number of elements."""
 
     def call(op: str, config: Config, a: Arrays) -> Arrays:
         got = right(op, config, a)
@@ -216,7 +216,7 @@ def other_key(least: int) -> Spoil:
 
 
 def reset_by_product(_c: Config, a: Arrays, got: Arrays) -> Arrays:
-    """A reset multiplies the state by zero, and NaN stays."""
+    """Change results: a reset multiplies the state by zero, so that NaN stays."""
     bad = np.isnan(a["h_0"]).any()
     return {n: v + np.nan if bad else v for n, v in got.items()}
 
@@ -255,7 +255,7 @@ def reset_where_it_exists(config: Config, a: Arrays) -> tuple[Config, Arrays]:
 
 
 def averaged(_c: Config, a: Arrays, got: Arrays) -> Arrays:
-    """Gradients of parameters are means over the batch."""
+    """Change results: parameter gradients are means over the batch."""
     return scaled(lambda given: 1 / max(given["x"].shape[1], 1), "dweight", "dbias", "dgain")(_c, a, got)
 
 
@@ -278,7 +278,7 @@ def of_reverse(change: Callable[[np.ndarray], np.ndarray], *kinds: str) -> Spoil
 
 
 def lost(layer: int, *kinds: str, reverse: bool = False) -> Finish:
-    """Gradients of one layer and direction are zero."""
+    """Return a change of results: gradients of one layer and direction are zero."""
 
     def of(name: str) -> bool:
         return name.startswith(kinds) and layer_of(name, layer) and name.endswith("_reverse") == reverse
@@ -287,7 +287,7 @@ def lost(layer: int, *kinds: str, reverse: bool = False) -> Finish:
 
 
 def started_forward(*names: str) -> Spoil:
-    """The reverse direction starts from states of the forward one."""
+    """Return a change of calls: the reverse direction starts from the states of the forward one."""
 
     def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
         return config, a | {n: np.repeat(a[n][::2], 2, axis=0) for n in names}
@@ -296,7 +296,7 @@ def started_forward(*names: str) -> Spoil:
 
 
 def uncarried(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """Layers above the first start from zeros."""
+    """Change a call: layers after the first start from zeros."""
     D, found = 1 + bool(config["bidirectional"]), {n: a[n].copy() for n in ("h_0", "c_0")}
     for v in found.values():
         v[D:] = 0

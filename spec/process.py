@@ -1,4 +1,4 @@
-"""Settings of the process that a call could change: XPL-REL-015."""
+"""Read and change process settings that a call could change: XPL-REL-015."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 
 
 def modes() -> dict[str, Any]:
-    """Return those that are read in microseconds, of arithmetic and of files."""
+    """Return the modes of arithmetic and of files that can be read in microseconds."""
     return {
         "subnormal numbers": float((np.array([2.0**-140], "float32") * np.float32(0.5))[0]),
         "rounding": [one + np.float64(2.0**-53) * 1.5 for one in np.array([1.0, -1.0])],
@@ -30,7 +30,7 @@ def modes() -> dict[str, Any]:
 
 
 def mode_of_new_files() -> int:
-    """Return the mask of permissions, which is read by setting it."""
+    """Return the permission mask, which can be read only by setting it."""
     mode = os.umask(0o22)
     os.umask(mode)
     return mode
@@ -47,7 +47,7 @@ SIGNALS = [
 
 
 def settings() -> dict[str, Any]:
-    """What other code of the process sees."""
+    """Return the settings that other code of the process sees."""
     return modes() | {
         "how NumPy prints": str(np.get_printoptions()),
         "random numbers of NumPy": str(np.random.get_state()),  # noqa: NPY002 - the global one is meant
@@ -68,7 +68,7 @@ def settings() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Undo at the end what a call has set."""
+    """Restore the settings at the end of a block."""
     level, limit, variables = logging.getLogger().level, sys.getrecursionlimit(), dict(os.environ)
     names, handlers = locale.setlocale(locale.LC_ALL), {n: signal.getsignal(n) for n in SIGNALS}
     with np.printoptions(), np.errstate(), warnings.catch_warnings(), decimal.localcontext():
@@ -85,7 +85,7 @@ def restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def other_settings() -> Iterator[None]:
-    """Set to something else what a call before may have set already."""
+    """Change the settings that an earlier call may have changed."""
     np.random.random()  # noqa: NPY002 - a generator that each call seeds is then elsewhere
     random.random()
     gc.enable()
@@ -104,7 +104,7 @@ def other_settings() -> Iterator[None]:
 
 
 def set_environment(variables: dict[str, str]) -> None:
-    """Make `variables` the whole environment."""
+    """Replace the whole environment by `variables`."""
     for variable in os.environ.keys() - variables.keys():
         del os.environ[variable]
     os.environ.update(variables)

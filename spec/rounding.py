@@ -1,4 +1,4 @@
-"""How far rounding may carry a result: the estimate that a record's tolerance is made of.
+"""Estimate how far rounding may change a result, from which the tolerance of a record follows.
 
 A bound that can be proved grows with every step and would accept anything. An
 estimate by samples does not: each operation of the LSTM of wrong.py errs at
@@ -22,7 +22,7 @@ SAMPLES, LEAST, MOST = 64, 8, 128
 
 
 class Profile(NamedTuple):
-    """A format: half its machine epsilon, and how many bits it has if inputs do not fit."""
+    """Format: half its machine epsilon, and its bits if it cannot represent the inputs."""
 
     unit: float
     input_bits: int | None = None
@@ -32,7 +32,7 @@ PROFILES = {"ieee": Profile(2.0**-24), "fp16": Profile(2.0**-11), "bfloat16": Pr
 
 
 class Perturbed(Exact):
-    """Operations that err, each sample otherwise, on an axis before the last two."""
+    """Operations with errors, different for each sample, on an axis before the last two."""
 
     def __init__(self, unit: float) -> None:
         self.unit = unit
@@ -50,18 +50,18 @@ class Perturbed(Exact):
         return np.asarray(v * (1 + ulps * self.error(v)))
 
     def curved(self, v: Array) -> Array:
-        """A function's value; one that has come to its limit errs no more."""
+        """Return a function's value with an error; a value at its limit has none."""
         return np.where(np.abs(v) == 1, v, self.rounded(v, 4))
 
 
 def cut(v: Array, bits: int) -> Array:
-    """The nearest numbers of so many bits."""
+    """Return the nearest numbers with this number of bits."""
     mantissa, exponent = np.frexp(v)
     return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits))
 
 
 def estimates(record: Record, profile: Profile) -> dict[str, float]:
-    """The largest error in u * s among outputs, and among gradients."""
+    """Return the largest error in u * s of outputs, and of gradients."""
     given = arrays(record["inputs"] | record.get("cotangents", {}), "float64")
     op = record["op"] + "_vjp" * ("cotangents" in record)
     config = {"bidirectional": False, **record["config"]}
@@ -77,7 +77,7 @@ def estimates(record: Record, profile: Profile) -> dict[str, float]:
 
 
 def spread(samples: Array, exact: Array, unit: float) -> float:
-    """The largest error of any sample, in u * s."""
+    """Return the largest error of any sample, in u * s."""
     finite = np.isfinite(exact)
     scale = np.abs(exact[finite]).max(initial=1.0)
     apart = np.abs(samples - np.expand_dims(exact, -2 if exact.ndim == 1 else -3))
@@ -85,7 +85,7 @@ def spread(samples: Array, exact: Array, unit: float) -> float:
 
 
 def tolerance(record: Record) -> Record:
-    """What XPL-NUM-001 and XPL-NUM-005 allow; nothing where the estimate of half precision is too large."""
+    """Return the tolerance of XPL-NUM-001 and XPL-NUM-005; None if the estimate is too large."""
     found = {name: estimates(record, profile) for name, profile in PROFILES.items()}
     whole = {
         name: {group: max(LEAST, ceil(e)) for group, e in estimate.items() if e <= MOST}

@@ -1,4 +1,4 @@
-"""Calls of any size, option and direction from a seed, without stored numbers.
+"""Define calls of any size, option and direction from a seed, without stored numbers.
 
 The numbers are uniform and use all bits of the dtype:
 an implementation that stores them in less misses by far. Weights are so small that
@@ -24,7 +24,7 @@ KEY = {"key": ["11400714819323198485", "15241578753238836750"]}
 
 
 class Sized(NamedTuple):
-    """One call: its sizes and options, and what is changed among its arrays."""
+    """One call: its sizes and options, and the changes of its arrays."""
 
     op: str
     config: Record
@@ -36,12 +36,12 @@ class Sized(NamedTuple):
 
     @property
     def work(self) -> int:
-        """About how long the call takes."""
+        """Return the approximate cost of the call."""
         return self.T * (8 + self.B * int(self.config["hidden_size"]))
 
     @property
     def draws(self) -> bool:
-        """Whether masks are drawn, which calls without gradients do not."""
+        """Return whether the call draws masks; calls without gradients draw none."""
         return not self.config.keys().isdisjoint(("dropout", "noise"))
 
 
@@ -60,7 +60,7 @@ def module(I: int, H: int, T: int, B: int, *clauses: str, **options: Any) -> Siz
 
 
 def grid() -> dict[str, Sized]:
-    """Every size as I, as H, as B and as P, forward and in reverse."""
+    """Return every size as I, H, B and P, forward and in reverse."""
     found = {}
     for n, H in enumerate(SIZES):
         I, B, P = (SIZES[(k * n + m) % len(SIZES)] for k, m in ((5, 3), (7, 1), (11, 0)))
@@ -71,7 +71,7 @@ def grid() -> dict[str, Sized]:
 
 
 def ragged(lengths: list[int], **options: Any) -> dict[str, Sized]:
-    """Lengths of five steps, in a layer, in reverse and in a module of two directions."""
+    """Return lengths of five steps, in a layer, in reverse and in a module of two directions."""
     name, said = "".join(map(str, lengths)), ("XPL-SEQ-003", "XPL-SEQ-005", "XPL-GRAD-002")
     return {
         f"lengths-{name}": layer(3, 4, 5, len(lengths), said[0], said[2], lengths=lengths, **options),
@@ -95,7 +95,7 @@ VARIANTS: dict[str, tuple[str, Record]] = {
 
 
 def options() -> dict[str, Sized]:
-    """Each option through layers and modules, in both directions, over full and ragged rows and a mask."""
+    """Return each option in layers and modules, in both directions, on full and ragged batches and a mask."""
     found: dict[str, Sized] = {}
     for name, (clause, variant) in VARIANTS.items():
         given: Record = {"variant": variant}
@@ -127,7 +127,7 @@ def options() -> dict[str, Sized]:
 
 
 def nan_in(name: str, value: float = np.nan) -> Change:
-    """One number of the second entry of the batch."""
+    """Set one number of the second batch entry to NaN."""
 
     def change(a: Arrays) -> None:
         a[name][1, 0] = value
@@ -175,7 +175,7 @@ def empties() -> dict[str, Sized]:
 
 
 def directions() -> dict[str, Sized]:
-    """Two directions over full rows: the commonest use."""
+    """Return two directions on full batches, the most common use."""
     said = ("XPL-STK-002", "XPL-STK-003", "XPL-GRAD-001")
     found = {
         f"two-directions-{layers}-p{P}": module(
@@ -232,7 +232,7 @@ def drawn(case: Sized, rng: np.random.Generator) -> Arrays:
 
 
 def parameters(rng: np.random.Generator, I: int, H: int, P: int, config: Record) -> Arrays:
-    """One layer and direction; the sums have about the same size whatever I, H and P are."""
+    """Return one layer and direction; the sums have about the same size for all I, H and P."""
     variant = config.get("variant", {})
     shapes: dict[str, tuple[int, ...]] = {"weight_ih": (4 * H, I), "weight_hh": (4 * H, P)}
     shapes |= {"bias_ih": (4 * H,), "bias_hh": (4 * H,)} if config["bias"] else {}
@@ -245,7 +245,7 @@ def parameters(rng: np.random.Generator, I: int, H: int, P: int, config: Record)
 
 
 def distance(got: np.ndarray, wanted: np.ndarray, dtype: str) -> float:
-    """Largest error in u * s; infinite where NaN or an infinity is not where it should be."""
+    """Return the largest error in u * s; infinite if a NaN or an infinity is at a wrong position."""
     finite = np.isfinite(wanted)
     if (
         not np.array_equal(got[~finite], wanted[~finite], equal_nan=True)

@@ -1,4 +1,4 @@
-"""LSTMs that are wrong at some sizes, options or inputs alone; each has to die in a sized case."""
+"""Define LSTMs that are wrong only at some sizes, options or inputs; a sized case must detect each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Call: TypeAlias = Callable[[str, Config, Arrays], Arrays]
 
 
 class Wrong:
-    """A wrong LSTM as a subject; it computes in float64."""
+    """Wrong LSTM as a subject; it computes in float64."""
 
     def __init__(self, ask: Call) -> None:
         self.ask = ask
@@ -42,7 +42,7 @@ ANSWERED: dict[tuple[object, ...], tuple[Config, Arrays, Arrays]] = {}
 
 
 def right(op: str, config: Config, a: Arrays) -> Arrays:
-    """Answer as the right LSTM or GRU; calls with the same read-only arrays are computed once."""
+    """Answer as the correct LSTM or GRU; calls with the same read-only arrays are computed once."""
     model = RIGHT_GRU if config.get("cell") == "gru" else RIGHT
     if any(v.flags.writeable for v in a.values()):
         return model.call(op, config, a)
@@ -57,7 +57,7 @@ def right(op: str, config: Config, a: Arrays) -> Arrays:
 
 
 class Sometimes:
-    """An LSTM that is right but where `when` holds; there no call can find it that does not ask it so."""
+    """LSTM that is wrong only where `when` is true, so that only such calls can detect it."""
 
     def __init__(self, when: Test, wrong: Call) -> None:
         self.when, self.wrong = when, wrong
@@ -67,22 +67,22 @@ class Sometimes:
 
 
 def before(when: Test, spoil: Spoil) -> Call:
-    """An LSTM that is asked something else where `when` holds."""
+    """Return an LSTM that gets other arguments where `when` is true."""
     return Sometimes(when, lambda op, config, a: right(op, *spoil(config, dict(a))))
 
 
 def after(when: Test, finish: Finish) -> Call:
-    """An LSTM whose results are spoilt where `when` holds."""
+    """Return an LSTM whose results are changed where `when` is true."""
     return Sometimes(when, lambda op, config, a: finish(config, a, right(op, config, a)))
 
 
 def faulty(when: Test, fault: str) -> Call:
-    """An LSTM that has one of the faults of wrong.py where `when` holds."""
+    """Return an LSTM with one of the faults of wrong.py where `when` is true."""
     return Sometimes(when, LSTM(fault).call)
 
 
 def may_differ(call: Call, op: str, config: Config, a: Arrays) -> bool:
-    """Whether a wrong LSTM can answer a call otherwise than the right one, as far as it says."""
+    """Return whether a wrong LSTM can answer a call differently from the correct one."""
     return not isinstance(call, Sometimes) or call.when(op, config, a)
 
 
@@ -115,7 +115,7 @@ def option(name: str) -> Test:
 
 
 def sized(name: str, least: int) -> Test:
-    """Where the input, the hidden state or the batch has more than so many numbers, or the sequence steps."""
+    """Return the condition that the input, hidden state, batch or sequence is larger than these sizes."""
     axis = {"T": 0, "B": 1, "I": 2}
     return lambda _op, config, a: (config["hidden_size"] if name == "H" else a["x"].shape[axis[name]]) > least
 
@@ -125,7 +125,7 @@ def exactly(units: int) -> Test:
 
 
 def cast(dtype: str, names: tuple[str, ...]) -> Spoil:
-    """Arrays stored in less; names are beginnings."""
+    """Return a change of calls: store arrays with these name prefixes in fewer bits."""
     return lambda config, a: (
         config,
         {n: v.astype(dtype).astype(v.dtype) if n.startswith(names) else v for n, v in a.items()},
@@ -133,7 +133,7 @@ def cast(dtype: str, names: tuple[str, ...]) -> Spoil:
 
 
 def beyond(name: str, axis: int, least: int, value: float = 0.0) -> Finish:
-    """The numbers of a result beyond the first `least` of an axis are lost."""
+    """Return a change of results: numbers beyond the first `least` of an axis are lost."""
 
     def finish(_config: Config, _a: Arrays, got: Arrays) -> Arrays:
         found = {n: v.copy() for n, v in got.items()}
@@ -155,7 +155,7 @@ def features(least: int) -> Spoil:
 
 
 def tail(width: int) -> Spoil:
-    """The remainder of the features beyond a multiple of a vector's width is lost."""
+    """Return a change of calls: features beyond a multiple of a vector's width are lost."""
 
     def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
         least = a["x"].shape[2] // width * width
@@ -171,7 +171,7 @@ def last_of_batch(_config: Config, a: Arrays) -> tuple[Config, Arrays]:
 
 
 def reset(step: int) -> Call:
-    """The state is zero again at a step."""
+    """Return an LSTM that sets the state to zero at a step."""
 
     def call(op: str, config: Config, a: Arrays) -> Arrays:
         if single(op, config, a) and full(op, config, a) and len(a["x"]) > step and not config["reverse"]:
@@ -196,7 +196,7 @@ def swapped_gates(layer: int) -> Spoil:
 
 
 def without(*names: str) -> Spoil:
-    """Options that are not heard."""
+    """Return a change of calls: ignore options."""
 
     def spoil(config: Config, a: Arrays) -> tuple[Config, Arrays]:
         variant = {k: v for k, v in config.get("variant", {}).items() if k not in names}
@@ -219,7 +219,7 @@ def cut(config: Config, _a: Arrays, got: Arrays) -> Arrays:
 
 
 def last_y(_config: Config, _a: Arrays, got: Arrays) -> Arrays:
-    """The classic mistake: h_n of two directions is y at the last time."""
+    """Change results, a common mistake: h_n of two directions is y at the last time."""
     P = got["h_n"].shape[-1]
     h_n = got["h_n"].copy()
     if not len(got["y"]) or got["y"].shape[1:] != (h_n.shape[1], 2 * P):
@@ -236,7 +236,7 @@ def no_nan(names: tuple[str, ...]) -> Spoil:
 
 
 def padded(_config: Config, a: Arrays, got: Arrays) -> Arrays:
-    """Zeros made by multiplication."""
+    """Change results: mask by multiplication."""
     exists = np.arange(len(a["x"]))[:, None] < np.asarray(_config["lengths"])
     worse = {n: v + np.nan if np.isnan(a["dy"][~exists]).any() else v for n, v in got.items() if n[0] == "d"}
     return got | worse
@@ -261,7 +261,7 @@ def exchanged(config: Config, a: Arrays) -> tuple[Config, Arrays]:
 
 
 def other_p(config: Config, a: Arrays) -> tuple[Config, Arrays]:
-    """The inputs that survive dropout are multiplied by 4/3, whatever p is."""
+    """Change a call: multiply the inputs that survive dropout by 4/3, for any p."""
     p = float(config["dropout"]["p"])
     names = [n for n in a if n.startswith("weight_ih") and "_l0" not in n]
     return config, a | {n: a[n] * (1 - p) * 4 / 3 for n in names}
@@ -280,7 +280,7 @@ def projected_not(config: Config, a: Arrays) -> tuple[Config, Arrays]:
 
 
 def far_c(_config: Config, a: Arrays, got: Arrays) -> Arrays:
-    """tanh(c) by exp(2c), which overflows beyond 44 in float32."""
+    """Change results: tanh(c) by exp(2c) overflows beyond 44 in float32."""
     with np.errstate(all="ignore"):
         lost = np.exp(np.float32(2) * a["c_0"].astype("float32"))
     bad = np.isinf(lost).any()

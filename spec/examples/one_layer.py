@@ -1,4 +1,4 @@
-"""A program for ``pytest spec --stdio "python spec/examples/one_layer.py"``: one forward layer, no more."""
+"""Answer one forward layer, for ``pytest spec --stdio "python spec/examples/one_layer.py"``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OFFERED = ("input_size", "hidden_size", "bias")
 
 
 def answer(question: Any) -> Any:
-    """One forward layer over full rows, or what is missing here."""
+    """Run one forward layer on full batch entries, or return what is missing."""
     config = question["config"]
     absent = [name for name, value in config.items() if value and name not in OFFERED]
     if question["op"] != "layer" or question["dtype"] == "bfloat16" or absent or not config.get("bias"):
