@@ -17,6 +17,7 @@ from spec.records import Record
 from spec.sized import ALLOWED, KEY, Sized, distance, drawn, layer, module
 from spec.subject import Arrays
 from spec.wrong import LSTM
+from spec.wrong_cell import Cell
 
 BOTH: Record = {"num_layers": 2, "bidirectional": True}
 
@@ -221,6 +222,24 @@ def expected(name: str, dtype: str) -> Arrays:
     case = CASES[name]
     with np.errstate(all="ignore"):
         return LSTM().call(f"{case.op}_vjp", case.config, given(name, dtype))
+
+
+def shows_gates(case: Sized) -> bool:
+    """Return whether a call may show gates: it has one layer and direction, and every step exists."""
+    one = case.op == "module" and case.config["num_layers"] == 1 and not case.config["bidirectional"]
+    whole = case.T > 0 and all(case.config.get(n) is None for n in ("lengths", "mask", "reset"))
+    return one and whole and case.change is None and not case.draws
+
+
+@cache
+def gates(name: str, dtype: str) -> Arrays:
+    """Return i, f, g and o of each step of a call that may show them."""
+    config, a, lstm = CASES[name].config, given(name, dtype), LSTM()
+    p = {n.removesuffix("_l0"): v.astype("float64") for n, v in a.items()}
+    p |= {n: p[n][0] for n in ("h_0", "c_0")}
+    cell = Cell(frozenset(), lstm.arithmetic, p, lstm.variant(config, 0), None, 0)
+    _, steps = lstm.forward(cell, p, np.ones(p["x"].shape[:2], bool), reverse=False)
+    return {gate: np.stack([getattr(step, gate) for step in steps]) for gate in "ifgo"}
 
 
 def idle(case: Sized) -> np.ndarray:

@@ -118,7 +118,7 @@ def beside_a_draw() -> dict[str, Sized]:
 
 
 def deep() -> dict[str, Sized]:
-    """Return each option in six layers."""
+    """Return each option in six layers and in one."""
     rates: Choice = {"zoneout_h": "0.3", "zoneout_c": "0.1", "recurrent_dropout": "0.3"}
     options: dict[str, Choice] = {
         **{name: {"variant": given} for name, given in VALUES.items()},
@@ -132,11 +132,17 @@ def deep() -> dict[str, Sized]:
         "sum": {"merge": "sum"},
         "noise": {"variant": rates, "noise": SHORT_KEY, "input_dropout": "0.3", "weight_dropout": "0.3"},
     }
-    return {
+    found = {
         f"six-layers-{name}": module(
             3, 4, 3, 3, *OWN, num_layers=6, bidirectional=name == "sum" or n % 2 == 0, **option
         )
         for n, (name, option) in enumerate(options.items())
+    }
+    deep_alone = ("dropout", "sum", "noise")
+    return found | {
+        f"one-layer-{name}": module(3, 4, 3, 3, *OWN, **option)
+        for name, option in options.items()
+        if name not in deep_alone
     }
 
 

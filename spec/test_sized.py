@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from spec import margins, paths, sized, witnesses
-from spec.calls import CASES, expected, faults, given
+from spec.calls import CASES, expected, faults, gates, given, misses, shows_gates
 from spec.process import AT_FIRST, modes
+from spec.sized import Change
 from spec.sized_mutants import RIGHT, Call, Wrong
 from spec.subject import Adapter, Arrays, Config, Unsupported
 
@@ -88,6 +89,22 @@ def test_sizes(subject: Adapter, name: str, dtype: str) -> None:
         np.testing.assert_array_equal(frozen[array], before[array], err_msg=array)
 
 
+GATES = [
+    pytest.param(name, dtype) for name, case in CASES.items() if shows_gates(case) for dtype in in_turn(name)
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), GATES)
+def test_gates_of_sizes_if_shown(subject: Adapter, name: str, dtype: str) -> None:
+    """XPL-CELL-006."""
+    got = forward(subject, name, given(name, dtype))
+    wanted = gates(name, dtype)
+    if got.keys().isdisjoint(wanted):
+        pytest.skip("it shows no gates")
+    said = misses(CASES[name], wanted, got, dtype, gradients=False)
+    assert not said, f"{name}: {'; '.join(said)}"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", [*IN_HALVES])
 def test_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) -> None:
@@ -137,6 +154,30 @@ def test_a_wrong_path_of_half_precision_is_found() -> None:
     test_sizes_in_half_precision(Wrong(off_without_gradients(1)), "mask-module", "float16")
     with pytest.raises(AssertionError, match="without gradients: y misses"):
         test_sizes_in_half_precision(Wrong(off_without_gradients(1.25)), "mask-module", "float16")
+
+
+WRONG_GATES: dict[str, tuple[Change, str]] = {
+    "i and f": (lambda g: g.update(i=g["f"], f=g["i"]), "between-i784-module"),
+    "g of many units": (lambda g: g["g"][..., 260:].fill(0), "units-of-270-module"),
+    "o of many entries": (lambda g: g["o"][:, 60:].fill(0), "module-sizes-i23-h53-b72"),
+    "o a step late": (lambda g: g.update(o=np.roll(g["o"], 1, 0)), "as-many-steps-as-rows"),
+    "f of coupled gates": (lambda g: g["f"].fill(0), "one-layer-coupled"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_GATES)
+def test_wrong_gates_are_found(fault: str) -> None:
+    change, name = WRONG_GATES[fault]
+
+    def call(wrong: bool) -> Call:
+        shown = {n: v.copy() for n, v in gates(name, "float64").items()}
+        if wrong:
+            change(shown)
+        return lambda op, config, a: RIGHT.call(op, config, a) | shown
+
+    test_gates_of_sizes_if_shown(Wrong(call(wrong=False)), name, "float64")
+    with pytest.raises(AssertionError, match="misses by"):
+        test_gates_of_sizes_if_shown(Wrong(call(wrong=True)), name, "float64")
 
 
 def test_no_call_is_named_for_what_is_gone() -> None:
