@@ -70,6 +70,8 @@ CELLS: dict[str, Callable[..., Any]] = {
     "jordan": lambda I, H, **options: xplstm.JordanRNN(I, H, H, **options),
 }
 """Other cells with the same I and H for ``--variants``."""
+OPERATORS = ("gru", "gru_reset_before", "rnn")
+"""Cells that ONNX Runtime also has."""
 
 STORED: dict[str, dict[str, Any]] = {
     "bfloat16": {"weights": "bfloat16"},
@@ -203,39 +205,22 @@ def build_onnxruntime(shape: Shape, threads: int, option: str = "") -> Work:
     return Work(lambda: np.asarray(session.run(None, {"x": x})[0][:, 0]), None)
 
 
-# Operator of each cell, gate order of its rows, and its attributes.
-OPERATORS: dict[str, tuple[str, tuple[int, ...], dict[str, int]]] = {
-    "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
-    "gru_reset_before": ("GRU", (1, 0, 2), {}),
-    "rnn": ("RNN", (0,), {}),
-}
-
-
 def _onnx_model(params: dict[str, np.ndarray], shape: Shape, option: str) -> Any:
     """Return a model with one recurrent operator from x to y."""
     import onnx
     from onnx import helper, numpy_helper
 
-    variant = VARIANTS.get(option)
-    kind, order, options = OPERATORS.get(option, ("LSTM", (0, 3, 1, 2), _onnx_options(variant)))
+    from xplstm.io.onnx._export import attributes_of
+    from xplstm.io.onnx._operator import from_params
 
-    def ordered(a: np.ndarray) -> np.ndarray:
-        blocks = np.split(a, len(order))
-        return np.concatenate([blocks[k] for k in order])
-
-    weights = {
-        "W": ordered(params["weight_ih_l0"])[None],
-        "R": ordered(params["weight_hh_l0"])[None],
-        "B": np.concatenate([ordered(params["bias_ih_l0"]), ordered(params["bias_hh_l0"])])[None],
-    }
-    inputs = ["x", *weights]
-    if variant is not None and variant.peepholes:
-        i, f, o = np.split(params["weight_ch_l0"], 3)
-        weights["P"] = np.concatenate([i, o, f])[None]
-        inputs += ["", "", "", "P"]
+    layer = network(shape, option, np.random.default_rng(0))
+    layer.load_state_dict(params)
+    stack, (directions,) = layer._stack, layer._open()[1]
+    weights = {name: a for name, a in from_params(directions)._asdict().items() if a is not None}
+    inputs = ["x", "W", "R", "B", *(["", "", "", "P"] if "P" in weights else [])]
     graph = helper.make_graph(
-        [helper.make_node(kind, inputs, ["y"], hidden_size=shape.H, **options)],
-        kind.lower(),
+        [helper.make_node(stack.cell.name, inputs, ["y"], **attributes_of(stack))],
+        stack.cell.name,
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [shape.T, shape.B, shape.I])],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [shape.T, 1, shape.B, shape.H])],
         [numpy_helper.from_array(a, name) for name, a in weights.items()],
@@ -253,21 +238,6 @@ def _quantise_model(model: Any) -> bytes:
         file = Path(folder) / "int8.onnx"
         quantize_dynamic(model, file, per_channel=True)
         return file.read_bytes()
-
-
-def _onnx_options(variant: Variant | None) -> dict[str, Any]:
-    """Return the attributes of the ONNX operator for one of VARIANTS."""
-    options: dict[str, Any] = {}
-    if variant is None:
-        return options
-    if variant.activations[0] == "hard_sigmoid":
-        options |= {"activations": ["HardSigmoid", "Tanh", "Tanh"], "activation_alpha": [0.2]}
-        options["activation_beta"] = [0.5]
-    if variant.coupled:
-        options["input_forget"] = 1
-    if variant.gate_clip is not None:
-        options["clip"] = variant.gate_clip
-    return options
 
 
 def scan_lstm(p: dict[str, Any], x: Any) -> Any:

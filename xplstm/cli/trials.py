@@ -101,8 +101,7 @@ def poison_memory(cp: Any) -> Iterator[None]:
 
 def reference() -> Engine:
     """Return the reference kernel as an engine."""
-    kernel = _dispatch.load("reference")
-    return Engine(kernel.prepare, kernel.forward, kernel.backward)
+    return engine_of(_dispatch.load("reference"))
 
 
 def fused(_: Any, like: Problem, kind: str) -> Trials:  # noqa: ARG001 - one signature
@@ -121,8 +120,8 @@ def block(cp: Any, like: Problem, kind: str) -> Trials:
     }
 
 
-def engine_of(kernel: ModuleType) -> Engine:
-    """Return a kernel's module as an engine."""
+def engine_of(kernel: ModuleType | _dispatch.Kernel) -> Engine:
+    """Return a kernel, or its module, as an engine."""
     return Engine(kernel.prepare, kernel.forward, kernel.backward)
 
 

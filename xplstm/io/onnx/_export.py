@@ -205,7 +205,7 @@ class GraphBuilder:
         W, R, B, P = weights
         given = [x, W, R, B, lengths, *begins] + ([P] if P or scales else [])
         outputs = [f"{self.start}{name}_l{layer}" for name in ("Y", "Y_h", "Y_c")[: 1 + len(begins)]]
-        attributes = _attributes(self.stack) | ({"domain": RUNTIME} if scales else {})
+        attributes = attributes_of(self.stack) | ({"domain": RUNTIME} if scales else {})
         operator = QUANTIZED if scales else self.operator
         name = f"{self.operator.lower()}_l{layer}"
         return self.add_many(operator, [*given, *scales], name, outputs, **attributes)
@@ -317,7 +317,7 @@ class GraphBuilder:
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="xplstm")
 
 
-def _attributes(stack: Stack) -> dict[str, Any]:
+def attributes_of(stack: Stack) -> dict[str, Any]:
     """Return the attributes of a recurrent node."""
     D, options = len(stack.reverse), stack.cell.options()
     variant = options.get("variant")
