@@ -20,6 +20,7 @@ import pytest
 from xplstm import training
 from xplstm.__main__ import main
 from xplstm.cli import demo, ngram
+from xplstm.plots import plot_history
 
 TEXT = "".join(f"number {n} is {'odd' if n % 2 else 'even'}, and so on.\n" for n in range(120))
 SMALL = ["--hidden-size", "8", "--batch-size", "4", "--steps", "16"]
@@ -487,11 +488,18 @@ def test_the_default_text_has_no_tables():
     assert not [line for line in lines if line.lstrip().startswith(("|", "+"))]
 
 
-@pytest.mark.parametrize("window", [0, 2, 50])
-def test_smoothing_does_not_shift_a_falling_curve(window):
-    falling = [10.0 - k for k in range(9)]
-    assert demo._smooth(falling, window) == pytest.approx(falling[: max(0, 9 - window)])
+def test_the_curve_has_bits_and_the_baseline(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = []
 
+    def plotted(history):
+        drawn.append(plot_history(history))
+        return drawn[0]
 
-def test_smoothing_takes_the_mean():
-    assert demo._smooth([1.0, 3.0, 8.0, 2.0], 1) == pytest.approx([1, 4, 13 / 3])
+    monkeypatch.setattr(demo, "plot_history", plotted)
+    history = training.History([math.log(8), math.log(4)], [(0, 3.0), (2, 2.0)])
+    assert demo._draw(history, 2.5, tmp_path / "loss.png")
+    lines = {line.get_label(): list(line.get_ydata()) for line in drawn[0].axes[0].lines}
+    assert lines["loss"] == pytest.approx([3, 2])
+    assert lines["validation"] == [3, 2]
+    assert lines["5-gram model, held out: 2.500"] == [2.5, 2.5]

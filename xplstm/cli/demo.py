@@ -26,6 +26,7 @@ import numpy as np
 from xplstm import ArgumentError, FormatError, XplstmError, _array, _values, optim, training
 from xplstm.cli import ngram
 from xplstm.models import CharLM
+from xplstm.plots import plot_history
 from xplstm.training import Checkpoint, History, Streams
 from xplstm.training._resumed import keep_earlier
 
@@ -484,36 +485,16 @@ def _show_how_to_use(checkpoint: Path, prompt: str, temperature: float) -> None:
 
 
 def _draw(history: History, baseline: float, file: Path) -> bool:
-    """Draw the loss curve; return False if matplotlib is missing."""
+    """Draw the loss curve in bits per character; return False if matplotlib is missing."""
+    bits = History([loss * BITS for loss in history.losses], history.validations)
     try:
-        from matplotlib.figure import Figure
+        figure = plot_history(bits)
     except ImportError:
         print(f"No {file.name}: that needs matplotlib, pip install 'xplstm[plot]'.")
         return False
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    bits = [loss * BITS for loss in history.losses]
-    window = max(1, len(bits) // 50)
-    smooth, updates = _smooth(bits, window), range(1, len(bits) + 1)
-    at, held_out = zip(*history.validations, strict=True)
-    axes.plot(updates, bits, color="#b8cfe6", linewidth=0.8, label="training, each update")
-    mean = f"mean of {2 * window + 1} updates"
-    axes.plot(updates[: len(smooth)], smooth, color="#1f5a96", linewidth=1.6, label=mean)
-    axes.plot(at, held_out, "o-", color="#c4501b", markersize=5, label=f"held out: {held_out[-1]:.3f}")
+    (axes,) = figure.axes
     axes.axhline(baseline, color="#444444", linestyle="--", label=f"5-gram model, held out: {baseline:.3f}")
-    axes.set(title="Character model", xlabel="updates", ylabel="bits per character", xlim=(0, len(bits)))
-    axes.set_ylim(0.9 * min(*held_out, *smooth, baseline), 1.05 * max(*held_out, baseline) or 1.0)
-    axes.grid(alpha=0.3)
+    axes.set(title="Character model", ylabel="bits per character", yscale="linear")
     axes.legend()
     figure.savefig(file, dpi=150)
     return True
-
-
-def _smooth(values: list[float], window: int) -> list[float]:
-    """Return centred means over `window` values on each side, and over fewer near the start.
-
-    The last `window` values have no mean, since means over fewer values would be noisy.
-    """
-    sums = [0.0, *itertools.accumulate(values)]
-    sides = [min(window, k) for k in range(len(values) - window)]
-    return [(sums[k + n + 1] - sums[k - n]) / (2 * n + 1) for k, n in enumerate(sides)]
