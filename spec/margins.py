@@ -59,7 +59,7 @@ def edges() -> dict[str, Sized]:
         for name, value in steps.items():
             for way, made, options in (*WAYS, ONE_LAYER):
                 found[f"{edge}-with-{name}{way}"] = made(3, H, T, B, *said, **{name: value}, **options)
-        found[f"{edge}-two-directions"] = module(3, H, T, B, *said, bidirectional=True)
+        found[f"{edge}-one-layer-two-directions"] = module(3, H, T, B, *said, bidirectional=True)
         for merge in ("mean", "product", "none"):
             found[f"{edge}-{merge}"] = module(3, H, T, B, *said, merge=merge, **BOTH)
         drops: Choice = {"dropout": {"p": "0.25", **SHORT_KEY}}

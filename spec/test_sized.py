@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spec import margins, paths, sized, witnesses
-from spec.calls import CASES, expected, faults, gates, given, misses, shows_gates
+from spec.calls import CASES, PARTS, expected, faults, gates, given, misses, shows_gates
 from spec.process import AT_FIRST, modes
 from spec.sized import Change
 from spec.sized_mutants import RIGHT, Call, Wrong
@@ -178,6 +178,10 @@ def test_wrong_gates_are_found(fault: str) -> None:
     test_gates_of_sizes_if_shown(Wrong(call(wrong=False)), name, "float64")
     with pytest.raises(AssertionError, match="misses by"):
         test_gates_of_sizes_if_shown(Wrong(call(wrong=True)), name, "float64")
+
+
+def test_no_two_calls_have_one_name() -> None:
+    assert len(CASES) == sum(map(len, PARTS))
 
 
 def test_no_call_is_named_for_what_is_gone() -> None:
