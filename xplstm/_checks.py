@@ -112,7 +112,7 @@ def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meanin
         block = f"`with cupy.cuda.Device({given.device.id}):`"
         msg = f"{name} is on CUDA device {given.device.id}, which is not the current device; call in {block}"
         raise BackendError(msg)
-    if not _fits(a.shape, shape):
+    if not fits(a.shape, shape):
         raise ShapeError(_shape_message(name, a.shape, shape, meaning))
     return _array.native(a)
 
@@ -178,7 +178,8 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
         raise DTypeError(msg)
 
 
-def _fits(given: tuple[int, ...], expected: Sequence[int | str]) -> bool:
+def fits(given: tuple[int, ...], expected: Sequence[int | str]) -> bool:
+    """Return whether a shape fits another one, in which a string matches any size."""
     if len(given) != len(expected):
         return False
     # Faster than `all`; checks take most of the time of a small call.

@@ -13,6 +13,7 @@ from typing import Any
 from xplstm import _array
 from xplstm._errors import FormatError
 from xplstm._typing import Array
+from xplstm.cells.activations import blocks
 from xplstm.cells.params import Variant
 from xplstm.io._contents import Contents, Found, Tensor, dot_name, quote
 from xplstm.io.layouts.keras_config import Recurrent
@@ -127,15 +128,12 @@ def _change(change: Any, tensor: Tensor, gates: int) -> Array:
 
 
 def _kernel(xp: Any, a: Array, gates: int) -> Array:
-    inputs, units = a.shape[0], a.shape[1] // gates
-    blocks = [xp.reshape(a[:, k * units : (k + 1) * units], (units, inputs)).T for k in range(gates)]
-    joined: Array = xp.concat(blocks, axis=1)
+    joined: Array = xp.concat([xp.reshape(b, b.shape[::-1]).T for b in blocks(xp, a, gates)], axis=1)
     return joined
 
 
 def _recurrent_kernel(xp: Any, a: Array, gates: int) -> Array:
-    units = a.shape[0]
-    joined: Array = xp.concat([a[:, k * units : (k + 1) * units].T for k in range(gates)], axis=1)
+    joined: Array = xp.concat([b.T for b in blocks(xp, a, gates)], axis=1)
     return joined
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xplstm import _array
+from xplstm import _array, _checks
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError, XplstmError
 from xplstm._typing import Array
 from xplstm.io._contents import Tensor
@@ -138,7 +138,7 @@ class Prepared:
             ours, theirs = _array.backend_name(xp), _array.backend_name(self._place.xp)
             msg = f"{expected.name} is an array from {ours}, but the model was prepared for {theirs}"
             raise BackendError(msg)
-        if expected.shape is not None and not _fits(a.shape, expected.shape):
+        if expected.shape is not None and not _checks.fits(a.shape, expected.shape):
             msg = f"{expected.name} has shape {tuple(a.shape)}, expected {expected.shape}"
             raise ShapeError(msg)
         return _array.native(a)
@@ -159,13 +159,6 @@ class Prepared:
         """Return the inputs that a node needs, without converted weights."""
         ready = node.outputs in self._operators
         return [name for k, name in enumerate(node.inputs) if not (ready and k in _WEIGHTS)]
-
-
-def _fits(given: tuple[int, ...], told: tuple[int | str, ...]) -> bool:
-    """Return whether a shape fits the shape in the model, in which a str means any size."""
-    return len(given) == len(told) and all(
-        isinstance(t, str) or g == t for g, t in zip(given, told, strict=True)
-    )
 
 
 def why_not(graph: Graph) -> str | None:
