@@ -292,6 +292,24 @@ def wide_dtype(xp: Namespace, dtype: DType) -> DType:
     return xp.float32 if dtype_name(dtype) in ("float16", "bfloat16") else dtype
 
 
+def float_array(name: str, a: Array) -> Array:
+    """Return an array, checked to have a floating dtype, without a subclass of NumPy's array."""
+    namespace(a, name)
+    dtype = dtype_name(a.dtype)
+    if dtype not in FLOATS:
+        msg = f"{name} has dtype {dtype}, expected one of {', '.join(FLOATS)}"
+        raise DTypeError(msg)
+    return native(a)
+
+
+def check_integers(name: str, a: Array) -> None:
+    """Check that an array has an integer dtype."""
+    dtype = dtype_name(a.dtype)
+    if not dtype.startswith(("int", "uint")):
+        msg = f"{name} has dtype {dtype}, expected integers"
+        raise DTypeError(msg)
+
+
 def native(x: A) -> A:
     """Return a NumPy array in native byte order and without a subclass; return other arrays unchanged."""
     if not isinstance(x, np.ndarray):

@@ -352,10 +352,7 @@ def lengths(given: Any, where: Home, T: int, B: int) -> Array:
     else:
         home = Home(_array.namespace(given, "lengths"), _array.device(given), where.dtype)
         _same_home("lengths", home, "the parameters", where)
-    name = _array.dtype_name(given.dtype)
-    if not name.startswith(("int", "uint")):
-        msg = f"lengths has dtype {name}, expected integers"
-        raise DTypeError(msg)
+    _array.check_integers("lengths", given)
     if tuple(given.shape) != (B,):
         raise ShapeError(_shape_message("lengths", given.shape, (B,), f"one length per batch entry; {AXES}"))
     if not _array.is_lazy(given):
@@ -396,10 +393,7 @@ def ids(name: str, a: Array, where: Home, count: int) -> Array:
     """Return integers checked to be in [0, count); values on a device and traced values are not read."""
     given = Home(_array.namespace(a, name), _array.device(a), where.dtype)
     _same_home(name, given, "the parameters", where)
-    kind = _array.dtype_name(a.dtype)
-    if not kind.startswith(("int", "uint")):
-        msg = f"{name} has dtype {kind}, expected integers"
-        raise DTypeError(msg)
+    _array.check_integers(name, a)
     if not _array.is_lazy(a):
         host = _array.to_numpy(a)
         if host.size and not 0 <= host.min() <= host.max() < count:
@@ -407,7 +401,8 @@ def ids(name: str, a: Array, where: Home, count: int) -> Array:
             msg = f"{name} contains {bad}, which is not in [0, {count})"
             raise ArgumentError(msg)
     # Some libraries reject smaller integers as an index.
-    return a if kind in ("int32", "int64") else where.xp.astype(a, where.xp.int32)
+    kept = _array.dtype_name(a.dtype) in ("int32", "int64")
+    return a if kept else where.xp.astype(a, where.xp.int32)
 
 
 def checkpoint(value: int | None) -> int | None:

@@ -209,7 +209,7 @@ class LSTMState(NamedTuple):
         return LSTMState(*(stack_entries(names, arrays) for names, arrays in _columns(states)))
 
     def _name_arrays(self) -> tuple[tuple[str, Array], tuple[str, Array]]:
-        return ("h", _check_state_array("h", self.h)), ("c", _check_state_array("c", self.c))
+        return ("h", _array.float_array("h", self.h)), ("c", _array.float_array("c", self.c))
 
 
 def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
@@ -223,19 +223,9 @@ def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[li
     for letter in LSTMState._fields:
         names = [f"states[{k}].{letter}" for k in range(len(pairs))]
         columns.append(
-            (names, [_check_state_array(n, getattr(p, letter)) for n, p in zip(names, pairs, strict=True)])
+            (names, [_array.float_array(n, getattr(p, letter)) for n, p in zip(names, pairs, strict=True)])
         )
     return columns
-
-
-def _check_state_array(name: str, a: Array) -> Array:
-    """Return an array, checked to have a floating dtype."""
-    _array.namespace(a, name)
-    dtype = _array.dtype_name(a.dtype)
-    if dtype not in _array.FLOATS:
-        msg = f"{name} has dtype {dtype}, expected one of {', '.join(_array.FLOATS)}"
-        raise DTypeError(msg)
-    return _array.native(a)
 
 
 def pair(name: str, value: object) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from xplstm import _array, _values
-from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm._errors import ArgumentError, ShapeError
 from xplstm._typing import Array, Namespace
 from xplstm.losses._shares import Pullback, check_float, check_reduction, common_namespace, guard, one_hot
 
@@ -79,7 +79,7 @@ def ctc(
         raise ShapeError(msg)
     steps, rows, classes = logits.shape
     blank = _values.size("blank", blank, 0, classes - 1)
-    _check_labels(xp, targets, rows)
+    _check_labels(targets, rows)
     device, width = _array.device(logits), targets.shape[1]
     lengths = _counts(xp, "lengths", lengths, rows, 1, steps, device)
     target_lengths = _counts(xp, "target_lengths", target_lengths, rows, 0, width, device)
@@ -204,11 +204,9 @@ def _bound_below(xp: Namespace, x: Array) -> Array:
     return xp.maximum(x, xp.full_like(x, LOWEST))
 
 
-def _check_labels(xp: Namespace, targets: Array, rows: int) -> None:
+def _check_labels(targets: Array, rows: int) -> None:
     """Raise an error unless targets are integers of shape (B, U)."""
-    if not xp.isdtype(targets.dtype, "integral"):
-        msg = f"targets has dtype {_array.dtype_name(targets.dtype)}, expected integers"
-        raise DTypeError(msg)
+    _array.check_integers("targets", targets)
     if len(targets.shape) != 2 or targets.shape[0] != rows:
         msg = f"targets has shape {tuple(targets.shape)}, expected (B, U) with B={rows} as in logits"
         raise ShapeError(msg)
@@ -220,9 +218,7 @@ def _counts(
     """Return one integer per batch entry, checked to be in [least, most]; `most` if None."""
     if given is None:
         return xp.full((rows,), most, dtype=xp.int64, device=device)
-    if not xp.isdtype(given.dtype, "integral"):
-        msg = f"{name} has dtype {_array.dtype_name(given.dtype)}, expected integers"
-        raise DTypeError(msg)
+    _array.check_integers(name, given)
     if tuple(given.shape) != (rows,):
         msg = f"{name} has shape {tuple(given.shape)}, expected ({rows},)"
         raise ShapeError(msg)

@@ -94,11 +94,7 @@ def check_weights(name: str, weights: Array | None, shape: tuple[int, ...]) -> A
     """Return weights, checked to be floats of at least 0 that broadcast to `shape`."""
     if weights is None:
         return None
-    weights = _array.native(weights)
-    dtype = _array.dtype_name(weights.dtype)
-    if dtype not in _array.FLOATS:
-        msg = f"{name} has dtype {dtype}, expected one of {', '.join(_array.FLOATS)}"
-        raise DTypeError(msg)
+    weights = _array.float_array(name, weights)
     given = tuple(weights.shape)
     aligned = zip(reversed(given), reversed(shape), strict=False)
     if len(given) > len(shape) or any(ours not in (1, theirs) for ours, theirs in aligned):
@@ -135,9 +131,7 @@ def common_namespace(**arrays: Array | None) -> Namespace:
 
 def check_float(name: str, x: Array) -> None:
     """Raise an error unless `x` has a floating dtype and a last axis with elements."""
-    if _array.dtype_name(x.dtype) not in _array.FLOATS:
-        msg = f"{name} has dtype {_array.dtype_name(x.dtype)}, expected one of {', '.join(_array.FLOATS)}"
-        raise DTypeError(msg)
+    _array.float_array(name, x)
     if len(x.shape) == 0 or x.shape[-1] == 0:
         msg = f"{name} has shape {tuple(x.shape)}, expected a last axis with at least 1 element"
         raise ShapeError(msg)
@@ -148,9 +142,7 @@ def check_classes(
 ) -> tuple[Array, Array | None]:
     """Return targets, checked to be classes of these logits, and the checked mask."""
     targets = _array.native(targets)
-    if not xp.isdtype(targets.dtype, "integral"):
-        msg = f"targets has dtype {_array.dtype_name(targets.dtype)}, expected integers"
-        raise DTypeError(msg)
+    _array.check_integers("targets", targets)
     if targets.shape != logits.shape[:-1]:
         msg = f"targets has shape {tuple(targets.shape)}, expected {tuple(logits.shape[:-1])} as in logits"
         raise ShapeError(msg)

@@ -310,7 +310,5 @@ def clear_padding(batch: Ragged, name: str) -> Array:
     if exists is None:
         return batch.x
     xp = _array.namespace(batch.x, name)
-    if not xp.isdtype(batch.x.dtype, "integral"):
-        msg = f"{name} has dtype {_array.dtype_name(batch.x.dtype)}, expected integers"
-        raise DTypeError(msg)
+    _array.check_integers(name, batch.x)
     return xp.where(exists, batch.x, xp.zeros((), dtype=batch.x.dtype, device=_array.device(batch.x)))

@@ -332,13 +332,8 @@ def _least_of_the_best(found: Sequence[Sequence[Hypothesis]], width: int) -> np.
 
 def _on_host(logits: Array) -> np.ndarray:
     """Return logits in float64 on the host, shifted so that the largest of each row is 0."""
-    _array.namespace(logits, "logits")
-    if _array.dtype_name(logits.dtype) not in _array.FLOATS:
-        msg = (
-            f"logits has dtype {_array.dtype_name(logits.dtype)}, expected one of {', '.join(_array.FLOATS)}"
-        )
-        raise DTypeError(msg)
-    z = _array.native(_array.to_numpy(logits)).astype(np.float64)
+    host = _array.to_numpy(_array.float_array("logits", logits))
+    z = _array.native(host).astype(np.float64)
     if z.ndim == 0 or z.shape[-1] == 0:
         msg = f"logits has shape {z.shape}; its last axis must have at least 1 element"
         raise ArgumentError(msg)

@@ -195,10 +195,8 @@ def _lengths(home: Home, lengths: Any, x: Any, T: int, B: Any) -> Any:
         numpy = Home(_array.numpy_namespace(), "cpu", home.dtype)
         entries = [lengths] if isinstance(lengths, int) else lengths
         lengths = da.from_array(_array.to_numpy(_checks.lengths(entries, numpy, T, B)), chunks=-1)
-    elif lengths.dtype.kind not in "iu":
-        msg = f"lengths has dtype {lengths.dtype}, expected integers"
-        raise DTypeError(msg)
     else:
+        _array.check_integers("lengths", lengths)
         lengths = lengths.map_blocks(_within, T, dtype=lengths.dtype, meta=lengths._meta)
     return align("lengths", lengths, (x.shape[1],), (x.chunks[1],))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from xplstm import _array, _values
 from xplstm._array import part
-from xplstm._errors import ArgumentError, DTypeError, NonFiniteError
+from xplstm._errors import ArgumentError, NonFiniteError
 from xplstm._typing import Array, Namespace, Params
 
 # A power of two that keeps the scaled norm of finite numbers finite. Its products are exact.
@@ -72,7 +72,7 @@ def clip_by_global_norm(
     if not _values.mapping("grads", grads):
         msg = "grads={} must have at least 1 array"
         raise ArgumentError(msg)
-    arrays = {name: float_array(f"grads[{name!r}]", g) for name, g in grads.items()}
+    arrays = {name: _array.float_array(f"grads[{name!r}]", g) for name, g in grads.items()}
     xp = _array.namespace(next(iter(arrays.values())), "grads")
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         clipped, norm = _clip(xp, arrays, _representable(xp, bound, arrays))
@@ -80,15 +80,6 @@ def clip_by_global_norm(
         msg = f"the norm of the gradients is {float(norm)}, expected a finite norm"
         raise NonFiniteError(msg)
     return clipped, norm
-
-
-def float_array(name: str, a: Array) -> Array:
-    """Return `a`, checked to be an array of floats, without a subclass of NumPy's array."""
-    _array.namespace(a, name)
-    if _array.dtype_name(a.dtype) not in _array.FLOATS:
-        msg = f"{name} has dtype {_array.dtype_name(a.dtype)}, expected one of {', '.join(_array.FLOATS)}"
-        raise DTypeError(msg)
-    return _array.native(a)
 
 
 @part

@@ -16,7 +16,6 @@ from xplstm._array import part
 from xplstm._errors import ArgumentError, BackendError, DTypeError, ShapeError
 from xplstm._summary import Row, Summary
 from xplstm._typing import Array, Namespace, Params
-from xplstm.optim._clip import float_array
 from xplstm.optim._schedules import LearningRate
 
 Averages: TypeAlias = dict[str, dict[str, Array]]
@@ -382,7 +381,7 @@ class Optimizer(Summary, ABC):
         for key, value in state.items():
             kind, dot, name = key.partition(".")
             if kind in averages:
-                averages[kind][name] = float_array(f"state[{key!r}]", cast("Array", value))
+                averages[kind][name] = _array.float_array(f"state[{key!r}]", cast("Array", value))
                 steps.setdefault(name, step)
             elif dot:
                 steps[name] = _values.size(key, value, 0)
@@ -414,8 +413,8 @@ def _group_tied(params: Params, grads: Params) -> tuple[dict[str, _Pair], dict[s
         given = [name for name in tied if name in grads]
         if not given:
             continue
-        p = _array.detach(float_array(f"params[{given[0]!r}]", params[given[0]]))
-        gs = [_array.detach(float_array(f"grads[{name!r}]", grads[name])) for name in given]
+        p = _array.detach(_array.float_array(f"params[{given[0]!r}]", params[given[0]]))
+        gs = [_array.detach(_array.float_array(f"grads[{name!r}]", grads[name])) for name in given]
         for name, g in zip(given, gs, strict=True):
             if g.shape != p.shape:
                 msg = f"grads[{name!r}] has shape {tuple(g.shape)}, expected {tuple(p.shape)} as in params"

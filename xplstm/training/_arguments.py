@@ -148,11 +148,7 @@ def _check_model(model: Any) -> None:
         msg = "model.params is empty; it must contain at least one array"
         raise ArgumentError(msg)
     for name, a in model.params.items():
-        _array.namespace(a, f"params[{name!r}]")
-        if _array.dtype_name(a.dtype) not in _array.FLOATS:
-            dtype = _array.dtype_name(a.dtype)
-            msg = f"params[{name!r}] has dtype {dtype}; it must be one of {', '.join(_array.FLOATS)}"
-            raise DTypeError(msg)
+        _array.float_array(f"params[{name!r}]", a)
 
 
 def _check_optimizer(optimizer: Any, model: Model) -> None:
