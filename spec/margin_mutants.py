@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 
 from spec.corner_mutants import layers, of_size, off
@@ -54,6 +56,19 @@ DEEP: dict[str, Test] = {
     **{name: test for name, test in OTHERS.items() if name != "three layers"},
     **{"noise": option("noise"), "dropout": drawn},
 }
+THIRDS: dict[str, Test] = {
+    "activations": option("activations"),
+    **{n: both(stacked, option(n)) for n in ("input_dropout", "weight_dropout")},
+    "recurrent_dropout": option("recurrent_dropout"),
+    "dropout": drawn,
+}
+PAIRED = ("peepholes", "coupled", "gate_clip", "lengths", "a mask", "a projection", "no bias")
+"""Options of which each pair is asked together with each of `THIRDS`."""
+
+
+def full(_op: str, config: Config, _a: Arrays) -> bool:
+    """Where every step of a mask exists."""
+    return bool(np.all(config["mask"]))
 
 
 def rate(name: str, least: float) -> Test:
@@ -217,6 +232,12 @@ MUTANTS: dict[str, Call] = {
        for fault in DRAW_FAULTS},
     **{f"{name} through six layers": after(both(test, layers(6)), off("y"))
        for name, test in DEEP.items()},
+    **{f"{what} and {one} and {other}": after(both(test, OTHERS[one], OTHERS[other]), off("y"))
+       for what, test in THIRDS.items() for one, other in combinations(PAIRED, 2)
+       if (one, other) != ("lengths", "a mask")},
+    **{f"masks of inputs with {edge}": after(both(at, option("input_dropout")), off("h_n", "dw"))
+       for edge, at in EDGES.items()},
+    "a full mask of modules": after(both(stacked, masked, full), off("y")),
     **{f"two directions of one layer with {edge}": after(both(at, one_layer), off("h_n", "dw"))
        for edge, at in EDGES.items()},
     **{f"{name} and two directions of one layer with {edge}": after(

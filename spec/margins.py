@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from spec import plan
 from spec.corners import BOTH, lengths_of, mask_of
 from spec.paths import SHORT_KEY
 from spec.plan import LARGE, VALUES, Choice
@@ -33,6 +34,7 @@ WAYS: tuple[tuple[str, Callable[..., Sized], Choice], ...] = (
     ("-reverse", layer, {"reverse": True}),
     ("-module", module, BOTH),
 )
+MASKS: Choice = {"input_dropout": "0.3", "weight_dropout": "0.3", "noise": SHORT_KEY}
 ONE_LAYER: tuple[str, Callable[..., Sized], Choice] = ("-two-directions", module, {"bidirectional": True})
 
 
@@ -64,6 +66,7 @@ def edges() -> dict[str, Sized]:
             found[f"{edge}-{merge}"] = module(3, H, T, B, *said, merge=merge, **BOTH)
         drops: Choice = {"dropout": {"p": "0.25", **SHORT_KEY}}
         found[f"{edge}-dropout"] = module(3, H, T, B, *said, **drops, **BOTH)
+        found[f"{edge}-masks"] = module(3, H, T, B, *said, **drops, **MASKS, **BOTH)
         noise: Choice = {"noise": SHORT_KEY, "variant": {"zoneout_h": "0.25", "recurrent_dropout": "0.5"}}
         found[f"{edge}-noise"] = layer(3, H, T, B, *said, **noise)
     return found
@@ -144,6 +147,21 @@ def deep() -> dict[str, Sized]:
         for name, option in options.items()
         if name not in deep_alone
     }
+
+
+def pairs() -> dict[str, Sized]:
+    """Each pair of options of `plan` with other activations, and with random masks of each kind."""
+    found = {}
+    for name, case in plan.OPTIONS.items():
+        config, variant = case.config, case.config.get("variant", {})
+        if config.get("merge") == "product" and "layer_norm" in variant:
+            continue
+        masks = {"variant": variant | {"recurrent_dropout": "0.3"}, "noise": SHORT_KEY}
+        if case.op == "module":
+            masks |= MASKS | ({"dropout": {"p": "0.25", **SHORT_KEY}} if config["num_layers"] > 1 else {})
+        given: dict[str, Choice] = {"functions": {"variant": FUNCTIONS | variant}, "masks": masks}
+        found |= {f"{name}-{n}": case._replace(config=config | o, clauses=OWN) for n, o in given.items()}
+    return found
 
 
 def meetings() -> dict[str, Sized]:
@@ -254,6 +272,7 @@ def shapes() -> dict[str, Sized]:
         "square-weight_ih-module": module(8, 2, 3, 3, lengths=[2, 0, 3], **BOTH),
         "square-mask": layer(3, 4, 3, 3, "XPL-SEQ-007", mask=square),
         "square-reset": layer(3, 4, 3, 3, "XPL-SEQ-010", reset=square),
+        "a-full-mask-module": module(3, 4, 3, 4, "XPL-SEQ-007", mask=[[True] * 4] * 3, **BOTH),
         "a-full-mask": layer(3, 4, 3, 4, "XPL-SEQ-007", mask=[[True] * 4] * 3, reverse=True),
         "every-step-reset": module(3, 4, 3, 4, "XPL-SEQ-010", reset=[[True] * 4] * 3, **BOTH),
         "one-shorter": layer(3, 4, 5, 4, "XPL-SEQ-003", lengths=[5, 5, 3, 5], reverse=True),
@@ -292,6 +311,7 @@ CASES: dict[str, Sized] = {
     **rates(),
     **beside_a_draw(),
     **deep(),
+    **pairs(),
     **meetings(),
     **large(),
     **numbers(),
