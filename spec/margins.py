@@ -141,22 +141,22 @@ def deep() -> dict[str, Sized]:
         )
         for n, (name, option) in enumerate(options.items())
     }
-    deep_alone = ("dropout", "sum", "noise")
+    others = ("dropout", "sum", "noise")
     return found | {
         f"one-layer-{name}": module(3, 4, 3, 3, *OWN, **option)
         for name, option in options.items()
-        if name not in deep_alone
+        if name not in others
     }
 
 
 def pairs() -> dict[str, Sized]:
-    """Each pair of options of `plan` with other activations, and with random masks of each kind."""
-    found = {}
+    """Return each pair of options of `plan` with other activations, and with random masks of each kind."""
+    found: dict[str, Sized] = {}
     for name, case in plan.OPTIONS.items():
         config, variant = case.config, case.config.get("variant", {})
         if config.get("merge") == "product" and "layer_norm" in variant:
             continue
-        masks = {"variant": variant | {"recurrent_dropout": "0.3"}, "noise": SHORT_KEY}
+        masks: Choice = {"variant": variant | {"recurrent_dropout": "0.3"}, "noise": SHORT_KEY}
         if case.op == "module":
             masks |= MASKS | ({"dropout": {"p": "0.25", **SHORT_KEY}} if config["num_layers"] > 1 else {})
         given: dict[str, Choice] = {"functions": {"variant": FUNCTIONS | variant}, "masks": masks}
