@@ -320,3 +320,41 @@ def test_stacked_cells_of_several_sizes_are_apart(keras: Any, tmp_path: Any) -> 
         for cell in ("lstm_cell", "lstm_cell_1"):
             y, _ = xplstm.io.load(tmp_path / name, prefix=f"layers.rnn.cell.cells.{cell}", **options)(y)
         close(y, made(batch()).detach().numpy())
+
+
+CHANGES: dict[str, Any] = {
+    "flip": lambda keras, x: keras.ops.flip(x, 1),
+    "multiply": lambda keras, x: keras.layers.Identity()(x) * 2,
+    "rescaling": lambda keras, x: keras.layers.Rescaling(0.5)(x),
+    "zero_padding1d": lambda keras, x: keras.layers.Dropout(0.1)(keras.layers.ZeroPadding1D(1)(x)),
+    "subtract": lambda keras, x: keras.layers.GaussianNoise(0.1)(x) - 1,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_layer_without_weights_that_changes_the_input_is_named(
+    keras: Any, name: str, tmp_path: Any
+) -> None:
+    path, x, layer = tmp_path / "model.keras", keras.Input((T, I)), keras.layers.LSTM(H)
+    keras.Model(x, layer(CHANGES[name](keras, x))).save(path)
+    with pytest.raises(xplstm.FormatError, match=f"the layer {name}[_0-9]*, which has no weights, changes"):
+        xplstm.io.load(path)
+    lstm = xplstm.io.load(xplstm.io.arrays(path), format="keras", variant=None, batch_first=True)
+    np.testing.assert_array_equal(lstm.params["weight_ih_l0"], layer.get_weights()[0].T)
+
+
+def test_the_first_layer_of_a_sequential_may_change_the_input(keras: Any, tmp_path: Any) -> None:
+    make, path = keras.layers, tmp_path / "model.keras"
+    sequential(keras, make.Rescaling(0.5), make.LSTM(H)).save(path)
+    with pytest.raises(xplstm.FormatError, match="the layer rescaling"):
+        xplstm.io.load(path)
+
+
+def test_layers_that_keep_the_input_or_have_weights_may_come_before(keras: Any, tmp_path: Any) -> None:
+    make, path = keras.layers, tmp_path / "model.keras"
+    for first in (make.Masking(), make.Dropout(0.1), make.Identity(), make.Dense(I)):
+        x = keras.Input((T, I))
+        y = make.LSTM(H, return_sequences=True)(first(x))
+        keras.Model(x, [y, make.LSTM(H)(keras.ops.flip(y, 1))]).save(path)
+        assert xplstm.io.load(path, prefix="layers.lstm").input_size == I
+        assert xplstm.io.load(path, prefix="layers.lstm_1").input_size == H

@@ -19,6 +19,12 @@ _PASSING = (
     *("ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "InputLayer"),
     "SpatialDropout1D",
 )
+# Layers without weights that change or reorder numbers, but keep the number of features.
+_FUNCTIONS = (
+    *("Activation", "Add", "Average", "AveragePooling1D", "Cropping1D", "ELU", "Lambda", "LeakyReLU"),
+    *("MaxPooling1D", "Maximum", "Minimum", "Multiply", "ReLU", "Rescaling", "SlicingOpLambda", "Softmax"),
+    *("Subtract", "TFOpLambda", "UnitNormalization", "UpSampling1D", "ZeroPadding1D"),
+)
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 # Layers of Keras 2 with fixed functions, and the classes and options that replaced them.
 _CUDNN = {
@@ -64,6 +70,10 @@ _ARRAYS = ("__numpy__", "__tensor__")
 _WITH_NUMBERS = (
     "the model passes constant numbers to the layer, such as initial_state or mask, which load does not "
     "read; load the weights with xplstm.io.arrays, and pass the numbers to each call"
+)
+_ON_CHANGED = (
+    "the layer {}, which has no weights, changes the input of the model before it reaches this layer; apply "
+    "it yourself, and load the weights with xplstm.io.arrays"
 )
 _CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU"}
 
@@ -173,7 +183,10 @@ def _of_model(
     # Maps a layer name to the path of the recurrent layer whose outputs the layer returns unchanged.
     above: dict[str, str | None] = {}
     before: str | None = None
+    last: str | None = None
     uses = _uses(model)
+    # Maps a layer that reads the input through no weights to the first layer that changes the input, or None.
+    raw: dict[str | None, str | None] = {None: None}
     for layer in model["config"]["layers"]:
         kind, config = layer["class_name"], layer["config"]
         key = snake_case(kind)
@@ -187,6 +200,8 @@ def _of_model(
         in_order = model["class_name"] == "Sequential"
         source = before if in_order else _source(layer, above, uses)
         hands_on = source if layer.get("module") == "keras.layers" and kind in _PASSING else None
+        inputs: list[str | None] = [last] if in_order else [*_first_inputs(layer)] or [None]
+        changed, last = _changer(layer, name, inputs, raw), name
         if kind in MODELS:
             yield from _of_model(layer, None if path is None else f"{place}/layers", depth + 1, version)
         elif layer.get("module") == "keras.layers" and (inner := _recurrent_in(layer)):
@@ -197,8 +212,44 @@ def _of_model(
                 ones = [_unreadable_entry(place, name, f"a {inner}, which is not supported")]
             if any(_has_numbers(call) for call in layer.get("inbound_nodes", [])):
                 ones = [one._replace(problem=one.problem or _WITH_NUMBERS) for one in ones]
+            if changed is not None:
+                why = _ON_CHANGED.format(show(changed))
+                ones = [one._replace(problem=one.problem or why) for one in ones]
             yield from ones
         above[name] = before = hands_on
+
+
+def _first_inputs(layer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the layers whose outputs are the first argument of the calls of a layer."""
+    for call in layer.get("inbound_nodes", []):
+        yield from (name for name, _, _ in _histories(call["args"][:1]))
+
+
+def _changer(
+    layer: Mapping[str, Any], name: str, inputs: Sequence[str | None], raw: dict[str | None, str | None]
+) -> str | None:
+    """Return the layer without weights that changed the model's input before this layer; add it to `raw`."""
+    sources = [raw[one] for one in inputs if one in raw]
+    changed = sources[0] if sources and all(sources) else None
+    if sources and _keeps(layer):
+        raw[name] = changed
+    elif sources and _is_function(layer):
+        raw[name] = changed or name
+    return changed
+
+
+def _keeps(layer: Mapping[str, Any]) -> bool:
+    """Return whether a layer returns the numbers of its input."""
+    kind, module = layer["class_name"], str(layer.get("module"))
+    return (module == "keras.layers" and kind in (*_PASSING, "Identity", "Masking")) or (
+        module.startswith("keras.src.ops") and kind == "Cast"
+    )
+
+
+def _is_function(layer: Mapping[str, Any]) -> bool:
+    """Return whether a layer has no weights and changes numbers, as in `_FUNCTIONS`."""
+    kind, module = layer["class_name"], str(layer.get("module"))
+    return (module == "keras.layers" and kind in _FUNCTIONS) or module.startswith("keras.src.ops")
 
 
 def _uses(model: Mapping[str, Any]) -> Counter[str]:
