@@ -263,11 +263,10 @@ def take_entries(name: str, a: Array, rows: Any, axis: int) -> Array:
             raise ArgumentError(msg)
         return a[(*[slice(None)] * axis, row, ...)]
     numbers = _convert_rows(rows, a)
-    kind = _array.dtype_name(numbers.dtype)
-    if kind == "bool":
+    if _array.dtype_name(numbers.dtype) == "bool":
         msg = "rows has dtype bool, expected integers; convert a NumPy mask with numpy.flatnonzero"
         raise DTypeError(msg)
-    _check_numbers(numbers, kind, count, name)
+    _check_numbers(numbers, count, name)
     # Dask mistakes an index [0] for its own list of offsets. Adding 0 makes a new array with another name.
     return _array.namespace(a, name).take(a, _array.narrow(numbers, "int32") + 0, axis=axis)
 
@@ -349,11 +348,9 @@ def _convert_rows(rows: Any, like: Array) -> Array:
     return rows
 
 
-def _check_numbers(numbers: Array, kind: str, count: int, name: str) -> None:
+def _check_numbers(numbers: Array, count: int, name: str) -> None:
     """Raise an error for indices that are out of bounds; indices on a device are not read."""
-    if not kind.startswith(("int", "uint")):
-        msg = f"rows has dtype {kind}, expected integers"
-        raise DTypeError(msg)
+    _array.check_integers("rows", numbers)
     if _array.is_lazy(numbers):
         return
     for place, row in enumerate(_array.to_numpy(numbers).tolist()):
@@ -366,13 +363,12 @@ def _mask(name: str, a: Array, rows: Any, axis: int) -> Array:
     """Return (B,) booleans, from booleans or from the indices of batch entries."""
     xp, count = _array.namespace(a, name), a.shape[axis]
     rows = _convert_rows([_integer(rows)] if _is_scalar(rows) else rows, a)
-    kind = _array.dtype_name(rows.dtype)
-    if kind == "bool":
+    if _array.dtype_name(rows.dtype) == "bool":
         if rows.shape[0] != count:
             msg = f"rows has shape {tuple(rows.shape)}, expected ({count},): one boolean per entry of {name}"
             raise ShapeError(msg)
         return rows
-    _check_numbers(rows, kind, count, name)
+    _check_numbers(rows, count, name)
     numbers = xp.arange(count, dtype=rows.dtype, device=_array.device(rows))
     return xp.any(numbers[:, None] == rows[None, :], axis=1)
 

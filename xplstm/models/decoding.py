@@ -261,9 +261,8 @@ def _first(first: Sequence[int] | np.ndarray) -> np.ndarray:
     if tokens.ndim != 1:
         msg = f"first has shape {tokens.shape}, expected (B,)"
         raise ShapeError(msg)
-    if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
-        msg = f"first has dtype {tokens.dtype}, expected integers"
-        raise DTypeError(msg)
+    if tokens.size:
+        _array.check_integers("first", tokens)
     return tokens.astype(np.int64)
 
 

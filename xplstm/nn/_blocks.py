@@ -430,9 +430,7 @@ def layer(module: Any, home: Home, name: str, x: Any, features: int, width: int)
 
 def lookup(module: Any, home: Home, ids: Any, width: int) -> Any:
     """Look up the vectors of the ids of each block; the task of a block checks the range of its ids."""
-    if ids.dtype.kind not in "iu":
-        msg = f"ids has dtype {ids.dtype}, expected integers"
-        raise DTypeError(msg)
+    _array.check_integers("ids", ids)
     check_kind("ids", ids, home, _array.dtype_name(ids.dtype))
     axes, dtype = LETTERS[: ids.ndim], _array.dtype_from_name(home.xp, home.dtype)
     work = type(module).__call__

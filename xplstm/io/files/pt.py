@@ -34,6 +34,7 @@ from xplstm.io.files.torch_objects import (
     Quantised,
     Storage,
     View,
+    is_text,
     leaves,
     storage_of,
 )
@@ -210,10 +211,7 @@ def _read_archive(path: str) -> tuple[Any, Store, dict[str, bytes]]:
     store = _ZipStore(archive, folder, _byte_order(archive, folder))
 
     def persistent(given: Any) -> Storage:
-        if not isinstance(given, tuple) or len(given) != 5 or not _is_text(given[0], "storage"):
-            msg = f"{path} refers to an object outside its pickle that is not a storage"
-            raise FormatError(msg)
-        return storage_of(path, given[1], given[2], lambda key: f"{folder}data/{key}" in archive.members)
+        return storage_of(path, given, 5, lambda key: f"{folder}data/{key}" in archive.members)
 
     whole = pickled.load(path, archive.read(pickles[0]), CALLS, persistent)
     extra = {
@@ -229,12 +227,9 @@ def _read_legacy(path: str) -> tuple[Any, Store, dict[str, bytes]]:
     kinds: dict[str, Storage] = {}
 
     def persistent(given: Any) -> Any:
-        if isinstance(given, tuple) and len(given) == 4 and _is_text(given[0], "module"):
+        if isinstance(given, tuple) and len(given) == 4 and is_text(given[0], "module"):
             return given[1]
-        if not isinstance(given, tuple) or len(given) != 6 or not _is_text(given[0], "storage"):
-            msg = f"{path} refers to an object outside its pickle that is not a storage"
-            raise FormatError(msg)
-        one = storage_of(path, given[1], given[2], lambda _: True)
+        one = storage_of(path, given, 6, lambda _: True)
         if kinds.setdefault(one.key, one) != one:
             msg = f"{path} has two dtypes for the storage {show(one.key[:40])}"
             raise FormatError(msg)
@@ -279,11 +274,6 @@ def _places(path: str, file: BinaryIO, keys: Any, kinds: Mapping[str, Storage]) 
         msg = f"{path} has {length} bytes, but its {len(places)} of {len(kinds)} storages end at byte {first}"
         raise FormatError(msg)
     return places
-
-
-def _is_text(given: Any, wanted: str) -> bool:
-    """Return whether a value is the text `wanted`, which Python 2 wrote as bytes."""
-    return isinstance(given, str | bytes) and given in (wanted, wanted.encode())
 
 
 def _byte_order(archive: Archive, folder: str) -> str:

@@ -73,8 +73,17 @@ class Quantised(NamedTuple):
     zero_point: int
 
 
-def storage_of(where: str, kind: Any, key: Any, is_known: Callable[[str], bool]) -> Storage:
-    """Return the storage of a persistent id."""
+def is_text(given: Any, wanted: str) -> bool:
+    """Return whether a value is the text `wanted`, which Python 2 wrote as bytes."""
+    return isinstance(given, str | bytes) and given in (wanted, wanted.encode())
+
+
+def storage_of(where: str, given: Any, length: int, is_known: Callable[[str], bool]) -> Storage:
+    """Return the storage of a persistent id, a tuple of `length` items."""
+    if not isinstance(given, tuple) or len(given) != length or not is_text(given[0], "storage"):
+        msg = f"{where} refers to an object outside its pickle that is not a storage"
+        raise FormatError(msg)
+    kind, key = given[1:3]
     if not isinstance(kind, Global) or not isinstance(key, str) or not is_known(key):
         what = ascii(key[:40]) if isinstance(key, str) else f"a key of type {type(key).__name__}"
         msg = f"{where} refers to a missing storage: {what}"
