@@ -469,6 +469,7 @@ other.join()
 @pytest.mark.skipif(
     not sys.platform.startswith("linux") or not shutil.which("cc"), reason="needs Linux and cc"
 )
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer must be preloaded alone")
 @pytest.mark.slow
 def test_a_fork_while_memory_is_freed_is_safe(tmp_path) -> None:
     (tmp_path / "free.c").write_text(SLOW_FREE)
