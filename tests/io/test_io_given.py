@@ -75,6 +75,14 @@ def test_a_train_state_gives_its_params():
     assert repr(io.load(state)) == "LSTM(3, 2, num_layers=1)"
 
 
+def test_masked_arrays_in_a_mapping_are_refused_by_name():
+    params = xplstm.LSTM(3, 2, rng=0).params
+    params["bias_hh_l0"] = np.ma.masked_less(params["bias_hh_l0"], 0)
+    for load in (io.load, io.arrays):
+        with pytest.raises(xplstm.DTypeError, match="bias_hh_l0 is a masked array"):
+            load(params)
+
+
 class _Averaged(NamedTuple):
     params: dict
     ema_params: dict

@@ -38,8 +38,9 @@ def _leaves(given: Mapping[Any, Any], start: str, depth: int) -> Iterator[tuple[
 
 
 def _load(name: str, a: Any) -> Any:
-    """Return an array, or the detached values of a PyTorch tensor."""
+    """Return a checked array, or the detached values of a PyTorch tensor."""
     if not hasattr(a, "is_meta"):
+        _array.namespace(a, show(name))
         return a
     if a.is_meta or a.is_nested or str(a.layout) != "torch.strided":
         what = "on the meta device" if a.is_meta else "nested" if a.is_nested else f"of layout {a.layout}"
