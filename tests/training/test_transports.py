@@ -120,6 +120,7 @@ class OnDevice(np.ndarray):
 
 
 CUPY = types.SimpleNamespace(
+    ndarray=type("ndarray", (), {}),  # array-api-compat asks for it, and no array of these tests is one
     asarray=lambda a: np.array(a).view(OnDevice),
     empty_like=lambda a: np.full_like(a, 77).view(OnDevice),
     empty=lambda shape, dtype: np.full(shape, 77, dtype).view(OnDevice),
