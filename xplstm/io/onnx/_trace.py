@@ -46,20 +46,8 @@ _SCALING = {"Add", "Sum", "Sub", "Mul", "Div", "Min", "Max", "Where"}
 # Elementwise operators.
 _IN_PLACE = _SCALING | {
     *("Identity", "Cast", "Dropout", "Relu", "Tanh", "Sigmoid", "LeakyRelu", "Elu", "Selu", "Softplus"),
-    *(
-        "Softsign",
-        "HardSigmoid",
-        "HardSwish",
-        "Gelu",
-        "Erf",
-        "Sqrt",
-        "Pow",
-        "Clip",
-        "Abs",
-        "Exp",
-        "Neg",
-        "PRelu",
-    ),
+    *("Softsign", "HardSigmoid", "HardSwish", "Gelu", "Erf", "Sqrt"),
+    *("Pow", "Clip", "Abs", "Exp", "Neg", "PRelu"),
 }
 # Other operators that act on each element separately.
 _BY_ELEMENT = {

@@ -369,24 +369,18 @@ static void NAME(gates_of_one)(const Walk *w)
     REAL *const *copy = w->f->keep && !p->projected ? w->copy : NULL;
     REAL *const *kept = NAME(keeps)(w) ? w->kept : NULL;
     REAL *z = w->z;
+    if (p->pointwise.composed) {
+        for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
+            NAME(composed_gates)(p, z, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_rows, w->c_new,
+                                 w->out, copy, kept, &w->hold, panel * LANES);
+        return;
+    }
     for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
         NAME(gates)(z, PANEL, 1, w->c_rows, w->c_new, kept, panel * LANES);
     z = w->z;
     for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
         NAME(outputs_of_cells)(z, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_new, w->out, copy,
                                panel * LANES);
-}
-
-/* The same for a step with options. */
-static void NAME(composed_gates_of_one)(const Walk *w)
-{
-    const Packed *p = w->p;
-    REAL *const *copy = w->f->keep && !p->projected ? w->copy : NULL;
-    REAL *const *kept = NAME(keeps)(w) ? w->kept : NULL;
-    REAL *z = w->z;
-    for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
-        NAME(composed_gates)(p, z, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_rows, w->c_new, w->out,
-                             copy, kept, &w->hold, panel * LANES);
 }
 
 /* Run one step of one batch entry: the products of this thread's panels, then their gates. */
@@ -404,10 +398,7 @@ static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
     }
     products->row_product(*NAME(enter)(w, w->h_rows, 1, p->P, 1), p->P,
                           NAME(panel_at)(p, p->hh, p->P, w->panel), mine, single, w->z, hoisted, NULL);
-    if (p->pointwise.composed)
-        NAME(composed_gates_of_one)(w);
-    else
-        NAME(gates_of_one)(w);
+    NAME(gates_of_one)(w);
 }
 
 /* Return the inputs of zoneout for the batch entries from k on. */
