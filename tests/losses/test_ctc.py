@@ -69,3 +69,35 @@ def test_ctc_and_its_gradient(xp, rng, blank, lengths, target_lengths):
         logits,
     )
     np.testing.assert_allclose(_array.to_numpy(pullback()), expected, atol=1e-8)
+
+
+def test_ctc_with_narrow_integers(xp, rng):
+    logits = xp.asarray(rng.normal(size=(260, 2, 200)))
+    targets = np.arange(200).reshape(2, 100) % 100
+    given = {"lengths": np.asarray([120, 127]), "target_lengths": np.asarray([100, 70])}
+
+    def ours(dtype):
+        counts = {name: xp.asarray(a.astype(dtype)) for name, a in given.items()}
+        return losses.ctc(logits, xp.asarray(targets.astype(dtype)), blank=199, reduction="none", **counts)
+
+    (loss, pullback), (expected, expected_pullback) = ours("int8"), ours("int64")
+    np.testing.assert_array_equal(_array.to_numpy(loss), _array.to_numpy(expected))
+    np.testing.assert_array_equal(_array.to_numpy(pullback()), _array.to_numpy(expected_pullback()))
+    assert np.isfinite(_array.to_numpy(loss)).all()
+
+
+def test_ctc_with_excluded_classes(xp):
+    logits = np.zeros((4, 2, 3))
+    logits[:, 0] = -np.inf
+    logits[:, 0, 1] = 0.0
+    logits[1, 1, 2] = -np.inf
+    targets = xp.asarray(np.asarray([[2, 1], [1, 2]]))
+    loss, pullback = losses.ctc(xp.asarray(logits), targets, reduction="none")
+    gradient = _array.to_numpy(pullback())
+    with np.errstate(divide="ignore"):
+        p = np.exp(logits[:, 1:])
+        expected = defined(np.log(p / p.sum(-1, keepdims=True)), np.asarray([[1, 2]]), [4], [2])
+    np.testing.assert_allclose(_array.to_numpy(loss), [np.inf, expected[0]], atol=1e-12)
+    assert (gradient[:, 0] == 0).all()
+    assert np.isfinite(gradient).all()
+    assert gradient[1, 1, 2] == 0

@@ -84,6 +84,9 @@ def ctc(
     lengths = _counts(xp, "lengths", lengths, rows, 1, steps, device)
     target_lengths = _counts(xp, "target_lengths", target_lengths, rows, 0, width, device)
     _check_values(targets, target_lengths, classes, blank)
+    # 2 * target_lengths and the blank may exceed the range of narrow integers.
+    index = xp.arange(0, device=device).dtype
+    targets, lengths, target_lengths = (xp.astype(a, index) for a in (targets, lengths, target_lengths))
     wide = _array.wide_dtype(xp, logits.dtype)
     z = xp.astype(logits, wide, copy=False)
     exists = xp.arange(steps, device=device)[:, None] < lengths[None, :]
@@ -134,8 +137,8 @@ def _of_states(xp: Namespace, log_p: Array, states: Array) -> Array:
     steps, rows, classes = log_p.shape
     table = xp.reshape(xp.permute_dims(log_p, (1, 2, 0)), (rows * classes, steps))
     row = xp.arange(rows, device=_array.device(log_p))[:, None] * classes
-    chosen = _array.take_rows(table, row + xp.astype(states, row.dtype))
-    return xp.permute_dims(chosen, (2, 0, 1))
+    chosen = _array.take_rows(table, row + states)
+    return _bound_below(xp, xp.permute_dims(chosen, (2, 0, 1)))
 
 
 def _forward(xp: Namespace, log_q: Array, states: Array, blank: int) -> Array:
