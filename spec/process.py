@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import decimal
 import gc
+import importlib
 import locale
 import logging
+import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,8 +40,15 @@ def mode_of_new_files() -> int:
     return mode
 
 
+def stack_size() -> int:
+    """Return the stack size of new threads, which reading sets to the default."""
+    size = threading.stack_size()
+    threading.stack_size(size)
+    return size
+
+
 AT_FIRST, ENVIRONMENT = modes(), dict(os.environ)
-"""As they were before any call."""
+"""The modes and the environment before any call."""
 SIGNALS = [
     getattr(signal, name)
     for name in ("SIGALRM", "SIGHUP", "SIGINT", "SIGPIPE", "SIGTERM", "SIGUSR1", "SIGUSR2")
@@ -46,41 +57,130 @@ SIGNALS = [
 """Those whose handler a test can exchange; faulthandler handles others."""
 
 
+class Setting(NamedTuple):
+    """How to read a setting and to write it, and a value that no implementation chooses."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    other: Callable[[], Any]
+
+
+def attribute(owner: object, name: str, other: Callable[[], Any]) -> Setting:
+    return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value), other)
+
+
+def set_environment(variables: dict[str, str]) -> None:
+    """Replace the whole environment by `variables`."""
+    for variable in os.environ.keys() - variables.keys():
+        del os.environ[variable]
+    os.environ.update(variables)
+
+
+def handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+def set_handlers(given: list[Any]) -> None:
+    for number, handler in zip(SIGNALS, given, strict=True):
+        signal.signal(number, handler)
+
+
+def of_unix() -> dict[str, Setting]:
+    """Return the settings that Windows does not have."""
+    found = {}
+    if hasattr(signal, "pthread_sigmask"):
+        found["blocked signals"] = Setting(
+            lambda: signal.pthread_sigmask(signal.SIG_BLOCK, []),
+            lambda value: signal.pthread_sigmask(signal.SIG_SETMASK, value),
+            lambda: {signal.SIGUSR1},
+        )
+        resource = importlib.import_module("resource")
+        found["open files at most"] = Setting(
+            lambda: resource.getrlimit(resource.RLIMIT_NOFILE),
+            lambda value: resource.setrlimit(resource.RLIMIT_NOFILE, value),
+            lambda: (1021, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+        )
+    if hasattr(os, "sched_getaffinity"):
+        last = {max(os.sched_getaffinity(0))}
+        found["processors"] = Setting(
+            lambda: os.sched_getaffinity(0),
+            lambda value: os.sched_setaffinity(0, value),
+            lambda: last,
+        )
+    return found
+
+
+SETTINGS: dict[str, Setting] = {
+    "environment": Setting(lambda: dict(os.environ), set_environment, lambda: ENVIRONMENT),
+    "recursion": Setting(sys.getrecursionlimit, sys.setrecursionlimit, lambda: sys.getrecursionlimit() + 1),
+    "interval of threads": Setting(sys.getswitchinterval, sys.setswitchinterval, lambda: 0.003),
+    "digits of integers": Setting(sys.get_int_max_str_digits, sys.set_int_max_str_digits, lambda: 4321),
+    "stack of new threads": Setting(stack_size, threading.stack_size, lambda: 1 << 23),
+    "thresholds of garbage collection": Setting(
+        gc.get_threshold, lambda value: gc.set_threshold(*value), lambda: (701, 11, 11)
+    ),
+    "uncaught exceptions": attribute(sys, "excepthook", lambda: lambda *_: None),
+    "exceptions of finalisers": attribute(sys, "unraisablehook", lambda: lambda *_: None),
+    "exceptions of threads": attribute(threading, "excepthook", lambda: lambda *_: None),
+    "display of warnings": attribute(warnings, "showwarning", lambda: lambda *_: None),
+    "level of the log": Setting(
+        lambda: logging.getLogger().level,
+        lambda value: logging.getLogger().setLevel(value),
+        lambda: logging.getLogger().level + 1,
+    ),
+    "levels that are not logged": Setting(lambda: logging.root.manager.disable, logging.disable, lambda: 7),
+    "timeout of sockets": Setting(socket.getdefaulttimeout, socket.setdefaulttimeout, lambda: 77.0),
+    "start of processes": Setting(
+        lambda: multiprocessing.get_start_method(allow_none=True),
+        lambda value: multiprocessing.set_start_method(value, force=True),
+        lambda: multiprocessing.get_all_start_methods()[-1],
+    ),
+    "locale": Setting(
+        lambda: locale.setlocale(locale.LC_ALL),
+        lambda value: locale.setlocale(locale.LC_ALL, value),
+        lambda: "C",
+    ),
+    "signals": Setting(handlers, set_handlers, lambda: [lambda *_: None] * len(SIGNALS)),
+    **of_unix(),
+}
+"""Settings that a test can change and restore."""
+
+
 def settings() -> dict[str, Any]:
     """Return the settings that other code of the process sees."""
-    return modes() | {
-        "how NumPy prints": str(np.get_printoptions()),
-        "random numbers of NumPy": str(np.random.get_state()),  # noqa: NPY002 - the global one is meant
-        "random numbers of Python": random.getstate(),
-        "environment": dict(os.environ),
-        "recursion": sys.getrecursionlimit(),
-        "garbage collection": gc.isenabled(),
-        "modules' path": [*sys.path],
-        "filters of warnings": [*warnings.filters],
-        "log": (logging.getLogger().level, [*logging.getLogger().handlers]),
-        "decimals": str(decimal.getcontext()),
-        "locale": locale.setlocale(locale.LC_ALL),
-        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
-        "streams": (sys.stdout, sys.stderr),
-        "open files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None,
-    }
+    return (
+        {name: setting.read() for name, setting in SETTINGS.items()}
+        | modes()
+        | {
+            "how NumPy prints": str(np.get_printoptions()),
+            "buffers and errors of NumPy": (np.getbufsize(), np.geterrcall()),
+            "random numbers of NumPy": str(np.random.get_state()),  # noqa: NPY002 - the global one is meant
+            "random numbers of Python": random.getstate(),
+            "garbage collection": gc.isenabled(),
+            "modules' path": [*sys.path],
+            "filters of warnings": [*warnings.filters],
+            "handlers of the log": [*logging.getLogger().handlers],
+            "decimals": str(decimal.getcontext()),
+            "functions that trace": (sys.getprofile(), threading.getprofile()),
+            "all signals": [signal.getsignal(number) for number in signal.valid_signals()],
+            "streams": (sys.stdout, sys.stderr),
+            "open files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None,
+        }
+    )
 
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
     """Restore the settings at the end of a block."""
-    level, limit, variables = logging.getLogger().level, sys.getrecursionlimit(), dict(os.environ)
-    names, handlers = locale.setlocale(locale.LC_ALL), {n: signal.getsignal(n) for n in SIGNALS}
+    before = {name: setting.read() for name, setting in SETTINGS.items()}
+    profile = threading.getprofile()
     with np.printoptions(), np.errstate(), warnings.catch_warnings(), decimal.localcontext():
         try:
             yield
         finally:
-            logging.getLogger().setLevel(level)
-            sys.setrecursionlimit(limit)
-            locale.setlocale(locale.LC_ALL, names)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            set_environment(variables)
+            for name, setting in SETTINGS.items():
+                setting.write(before[name])
+            threading.setprofile(profile)
 
 
 @contextlib.contextmanager
@@ -92,19 +192,10 @@ def other_settings() -> Iterator[None]:
     with restored():
         np.set_printoptions(precision=5)
         np.seterr(divide="print")
+        np.setbufsize(4096)
+        np.seterrcall(lambda *_: None)
         warnings.simplefilter("error")
         decimal.getcontext().prec = 31
-        logging.getLogger().setLevel(logging.getLogger().level + 1)
-        sys.setrecursionlimit(sys.getrecursionlimit() + 1)
-        locale.setlocale(locale.LC_ALL, "C")
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: None)
-        set_environment(ENVIRONMENT)
+        for setting in SETTINGS.values():
+            setting.write(setting.other())
         yield
-
-
-def set_environment(variables: dict[str, str]) -> None:
-    """Replace the whole environment by `variables`."""
-    for variable in os.environ.keys() - variables.keys():
-        del os.environ[variable]
-    os.environ.update(variables)

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import decimal
-import locale
-import logging
-import os
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from itertools import combinations
 
@@ -20,9 +14,33 @@ import pytest
 
 from spec.calls import CASES, given
 from spec.process import other_settings, restored, settings
-from spec.records import Record
 from spec.sized_mutants import RIGHT, Call
 from spec.subject import Adapter, Arrays, Refused, Unsupported
+from spec.wrong_calls import (
+    SETTERS,
+    Plain,
+    apart,
+    at_wide_addresses,
+    buffered,
+    drawing_elsewhere,
+    emptied,
+    final_of_outputs,
+    gradients_by_object,
+    in_a_ring,
+    in_an_arena,
+    in_c_order,
+    lanes_of_nan,
+    of_one_vector,
+    one_object,
+    own_state,
+    packed_by_sum,
+    packed_once,
+    rows_by_width,
+    scratch,
+    setting,
+    sorting,
+    with_large_buffers,
+)
 
 NAMES = ("square", "lengths-231", "two-directions-2-p2", "peepholes-and-norm")
 KEPT = (*NAMES, "no-steps-reverse", "lengths-000", "no-steps-lengths-module", "no-steps-module")
@@ -202,16 +220,52 @@ def test_strides(subject: Adapter, name: str, how: str) -> None:
     assert not differing([(answer(subject, name, a), answer(subject, name, writable(name)))])
 
 
+REPEATED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "a number": lambda v: v[:1, :1, :1] if v.ndim == 3 else v[:1, :1],
+    "an entry": lambda v: v[..., :1, :],
+    "a feature": lambda v: v[..., :1],
+    "a step": lambda v: v[:1],
+}
+"""Parts of an array that its zero strides repeat."""
+
+
+@pytest.mark.parametrize("part", REPEATED)
 @pytest.mark.parametrize("name", NAMES)
-def test_repeated_numbers(subject: Adapter, name: str) -> None:
-    """XPL-SEQ-011: an array whose numbers all are one in memory, as a cotangent of a sum is."""
+def test_repeated_numbers(subject: Adapter, name: str, part: str) -> None:
+    """XPL-SEQ-011: numbers that are in memory once, as a sum's cotangent or one state of all entries is."""
     a = writable(name)
-    some = {n: v for n, v in a.items() if n in (*COTANGENTS, "x", "h_0")}
-    ones = {n: np.broadcast_to(v.dtype.type(0.5), v.shape) for n, v in some.items() if n != "h_0"}
-    # One state for all batch entries.
-    ones["h_0"] = np.broadcast_to(a["h_0"][..., :1, :], a["h_0"].shape)
-    got = answer(subject, name, a | ones)
-    expected = answer(subject, name, a | {n: v.copy() for n, v in ones.items()})
+    some = {n: v for n, v in a.items() if n in (*COTANGENTS, "x", "h_0", "c_0")}
+    repeated = {n: np.broadcast_to(REPEATED[part](v), v.shape) for n, v in some.items()}
+    got = answer(subject, name, a | repeated)
+    expected = answer(subject, name, a | {n: v.copy() for n, v in repeated.items()})
+    assert not differing([(got, expected)])
+
+
+def end_to_end(a: Arrays) -> Arrays:
+    """All arrays are parts of one buffer, each beginning where another ends."""
+    whole = np.concatenate([v.ravel() for v in a.values()])
+    ends = np.cumsum([v.size for v in a.values()])
+    return {
+        n: whole[end - v.size : end].reshape(v.shape) for (n, v), end in zip(a.items(), ends, strict=True)
+    }
+
+
+def overlapping(a: Arrays) -> Arrays:
+    """All arrays begin in the first numbers of one buffer."""
+    whole = np.concatenate([v.ravel() for v in a.values()])
+    return {n: whole[k : k + v.size].reshape(v.shape) for k, (n, v) in enumerate(a.items())}
+
+
+BUFFERS = {"end to end": end_to_end, "overlapping": overlapping}
+
+
+@pytest.mark.parametrize("how", BUFFERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_arrays_of_one_buffer(subject: Adapter, name: str, how: str) -> None:
+    """XPL-REL-014: parameters of one vector, and arrays that share a part of their memory."""
+    a = BUFFERS[how](writable(name))
+    got = answer(subject, name, a)
+    expected = answer(subject, name, {n: v.copy() for n, v in a.items()})
     assert not differing([(got, expected)])
 
 
@@ -291,240 +345,6 @@ def test_nan_leaves_nothing(subject: Adapter, name: str, gradients: bool) -> Non
     assert not differing([(answer(subject, name, a, gradients), before)])
 
 
-class Plain:
-    """An LSTM in float64 whose faults are in what it remembers, returns or changes."""
-
-    def __init__(self, ask: Call = RIGHT.call) -> None:
-        self.ask = ask
-
-    def describe(self) -> dict[str, str]:
-        return dict.fromkeys(("name", "version", "library", "kernel"), "wrong")
-
-    def why_unavailable(self) -> str | None:
-        return None
-
-    def call(self, op: str, config: Record, arrays: Arrays) -> Arrays:
-        return self.ask(op, config, arrays)
-
-
-def buffered() -> Call:
-    kept: Arrays = {}
-
-    def call(op: str, config: Record, a: Arrays) -> Arrays:
-        got = dict(RIGHT.call(op, config, a))
-        buffer = kept.setdefault(f"{op} {got['y'].shape}", np.empty_like(got["y"]))
-        buffer[...] = got["y"]
-        return got | {"y": buffer}
-
-    return call
-
-
-def packed_once() -> Call:
-    """Weights are remembered by the address of their array."""
-    kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def call(op: str, config: Record, a: Arrays) -> Arrays:
-        weights = {
-            n: kept.setdefault(id(v), (v, v.copy()))[1] for n, v in a.items() if n.startswith("weight")
-        }
-        return RIGHT.call(op, config, a | weights)
-
-    return call
-
-
-def packed_by_sum() -> Call:
-    """Weights are remembered by their shape and sum."""
-    kept: dict[tuple[str, tuple[int, ...], float], np.ndarray] = {}
-
-    def call(op: str, config: Record, a: Arrays) -> Arrays:
-        packed = {n: kept.setdefault((n, v.shape, round(float(v.sum()), 3)), v.copy()) for n, v in a.items()}
-        return RIGHT.call(op, config, packed)
-
-    return call
-
-
-def lanes_of_nan() -> Call:
-    """A lane that pads the units has NaN left from the call before, which a weight of zero does not hide."""
-    left = 0.0
-
-    def call(op: str, config: Record, a: Arrays) -> Arrays:
-        nonlocal left
-        got = dict(RIGHT.call(op, config, a))
-        got["y"], left = got["y"] + 0 * left, float(np.sum(a["h_0"]))
-        return got
-
-    return call
-
-
-def with_large_buffers() -> Call:
-    """Results of more than a thousand numbers are in a buffer."""
-    kept: Arrays = {}
-
-    def call(op: str, config: Record, a: Arrays) -> Arrays:
-        got = dict(RIGHT.call(op, config, a))
-        for n in (n for n, v in got.items() if v.size > 1000):
-            buffer = kept.setdefault(f"{n} {got[n].shape}", np.empty_like(got[n]))
-            buffer[...] = got[n]
-            got[n] = buffer
-        return got
-
-    return call
-
-
-def setting(change: Callable[[], object]) -> Call:
-    """A call that sets something of the process to the same value each time."""
-
-    def call(op: str, config: Record, a: Arrays) -> Arrays:
-        change()
-        return RIGHT.call(op, config, a)
-
-    return call
-
-
-SETTERS: dict[str, Callable[[], object]] = {
-    "environment": lambda: os.environ.update(KMP_BLOCKTIME="0"),
-    "decimals": lambda: setattr(decimal.getcontext(), "prec", 9),
-    "recursion": lambda: sys.setrecursionlimit(5000),
-    "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"),
-    "log": lambda: logging.getLogger().setLevel(logging.DEBUG),
-    "signals": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
-    "another signal": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-}
-
-
-def scratch() -> Call:
-    """All calls hold x in one place."""
-    place: Arrays = {}
-
-    def call(op: str, config: Record, a: Arrays) -> Arrays:
-        place["x"] = a["x"]
-        time.sleep(1e-3)
-        return RIGHT.call(op, config, a | {"x": place["x"]})
-
-    return call
-
-
-def in_a_ring() -> Call:
-    """Two calls of a size have two buffers, and the third one the first again."""
-    kept: Arrays = {}
-    calls = 0
-
-    def call(op: str, config: Record, a: Arrays) -> Arrays:
-        nonlocal calls
-        got, calls = dict(RIGHT.call(op, config, a)), calls + 1
-        buffer = kept.setdefault(f"{calls % 2} {got['y'].shape}", np.empty_like(got["y"]))
-        buffer[...] = got["y"]
-        return got | {"y": buffer}
-
-    return call
-
-
-def in_an_arena() -> Call:
-    """Results of all sizes are in one place."""
-    place = np.empty(1 << 16)
-
-    def call(op: str, config: Record, a: Arrays) -> Arrays:
-        got = dict(RIGHT.call(op, config, a))
-        y = place[: got["y"].size].reshape(got["y"].shape)
-        y[...] = got["y"]
-        return got | {"y": y}
-
-    return call
-
-
-def final_of_outputs(op: str, config: Record, a: Arrays) -> Arrays:
-    got = RIGHT.call(op, config, a)
-    return got | {"h_n": got["y"][-1]} if op.startswith("layer") and not config["lengths"] else got
-
-
-def emptied(op: str, config: Record, a: Arrays) -> Arrays:
-    got = RIGHT.call(op, config, a)
-    for name in ("mask", "variant", "dropout"):
-        config.pop(name, None)
-    return got
-
-
-def rows_by_width(op: str, config: Record, a: Arrays) -> Arrays:
-    """The stride of the last axis alone is looked at."""
-    return RIGHT.call(
-        op, config, {n: from_here(v) if v.strides[-1] == v.itemsize else v for n, v in a.items()}
-    )
-
-
-def from_here(v: np.ndarray) -> np.ndarray:
-    memory = root(v).ravel("K")[(address(v) - address(root(v))) // v.itemsize :]
-    return np.concatenate([memory, np.zeros(v.size, v.dtype)])[: v.size].reshape(v.shape)
-
-
-def address(v: np.ndarray) -> int:
-    return int(v.__array_interface__["data"][0])
-
-
-def at_wide_addresses(op: str, config: Record, a: Arrays) -> Arrays:
-    moved = {n: np.roll(v, address(v) % 16 // v.itemsize, -1) for n, v in a.items()}
-    return RIGHT.call(op, config, moved)
-
-
-def drawing_elsewhere(op: str, config: Record, a: Arrays) -> Arrays:
-    if "dropout" in config:
-        np.random.random()  # noqa: NPY002 - the fault
-    return RIGHT.call(op, config, a)
-
-
-def printing_otherwise(op: str, config: Record, a: Arrays) -> Arrays:
-    np.set_printoptions(precision=3)
-    return RIGHT.call(op, config, a)
-
-
-def own_state(op: str, config: Record, a: Arrays) -> Arrays:
-    got = RIGHT.call(op, config, a)
-    return got if len(a["x"]) else got | {"h_n": a["h_0"]}
-
-
-def in_c_order(op: str, config: Record, a: Arrays) -> Arrays:
-    """Memory is read from the first address on."""
-    return RIGHT.call(op, config, {n: from_the_first(v) for n, v in a.items()})
-
-
-def from_the_first(v: np.ndarray) -> np.ndarray:
-    memory = root(v).ravel("K")
-    return np.concatenate([memory, np.zeros(v.size, v.dtype)])[: v.size].reshape(v.shape)
-
-
-def root(v: np.ndarray) -> np.ndarray:
-    while isinstance(v.base, np.ndarray):
-        v = v.base
-    return v
-
-
-def seeding(op: str, config: Record, a: Arrays) -> Arrays:
-    np.random.seed(len(a["x"]))  # noqa: NPY002 - the fault
-    np.random.random()  # noqa: NPY002 - as above
-    return RIGHT.call(op, config, a)
-
-
-def sorting(op: str, config: Record, a: Arrays) -> Arrays:
-    if config.get("lengths"):
-        config["lengths"].sort()
-    return RIGHT.call(op, config, a)
-
-
-def gradients_by_object(op: str, config: Record, a: Arrays) -> Arrays:
-    """Parameters that are one array have one gradient, their sum."""
-    got = RIGHT.call(op, config, a)
-    return got | {
-        f"d{n}": np.sum([got[f"d{m}"] for m, w in a.items() if w is v and f"d{m}" in got], axis=0)
-        for n, v in a.items()
-        if f"d{n}" in got
-    }
-
-
-def one_object(op: str, config: Record, a: Arrays) -> Arrays:
-    """A state that is the other one's array is taken for one that was left out."""
-    same = a["c_0"] is a["h_0"]
-    return RIGHT.call(op, config, a | ({"c_0": np.zeros_like(a["c_0"])} if same else {}))
-
-
 FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "results in a buffer": (buffered(), test_results_stay_as_they_are, ("square", True)),
     "a result is an input": (own_state, test_results_are_no_inputs, ("no-steps-module",)),
@@ -533,7 +353,12 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "lanes of NaN": (lanes_of_nan(), test_nan_leaves_nothing, ("square", False)),
     "large results in buffers": (with_large_buffers(), test_results_stay_as_they_are, ("ragged-b64", True)),
     "memory in C order": (in_c_order, test_strides, ("square", "backwards")),
-    "repeated numbers": (in_c_order, test_repeated_numbers, ("square",)),
+    **{
+        f"{part} repeated": (in_c_order, test_repeated_numbers, ("square", part))
+        for part in ("an entry", "a feature", "a step")
+    },
+    "one vector of all parameters": (of_one_vector, test_arrays_of_one_buffer, ("square", "end to end")),
+    "no overlap expected": (apart, test_arrays_of_one_buffer, ("square", "overlapping")),
     "gradients shared by one object": (gradients_by_object, test_one_array_for_two_arguments, ("square",)),
     **{
         f"{name} set": (setting(change), test_settings_of_the_process_stay, ("square",))
@@ -541,7 +366,6 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     },
     "one object": (one_object, test_one_array_for_two_arguments, ("square",)),
     "lengths sorted": (sorting, test_options_are_not_changed, ("lengths-231",)),
-    "generator seeded": (seeding, test_settings_of_the_process_stay, ("square",)),
     "results in a ring": (in_a_ring(), test_results_stay_as_they_are, ("square", True)),
     "results in an arena": (in_an_arena(), test_results_stay_as_they_are, ("square", True)),
     "a view of y": (final_of_outputs, test_results_are_apart, ("square", True)),
@@ -550,7 +374,6 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "a batch by its last stride": (rows_by_width, test_strides, ("square", "batch first")),
     "wide addresses": (at_wide_addresses, test_strides, ("square", "off by one")),
     "generator of dropout": (drawing_elsewhere, test_settings_of_the_process_stay, ("dropout-sum",)),
-    "how NumPy prints": (printing_otherwise, test_settings_of_the_process_stay, ("square",)),
     "one scratch": (scratch(), test_calls_of_two_threads, ("square",)),
 }
 
