@@ -359,6 +359,11 @@ PARAMETERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ShapeError,
         r"weight_hh has shape \(4, 2\), expected \(8, 2\): four gates of hidden_size 2 rows each",
     ),
+    "literal weight_hr": (
+        lambda: xplstm.lstm(x(), params(weight_hh=x(12, 2), weight_ih=x(12, 3), weight_hr=x(1, 3))),
+        ShapeError,
+        r"weight_hh .* expected \(12, 1\): .*, as weight_hr has shape \(1, 3\)",
+    ),
     "literal bias": (
         lambda: xplstm.lstm(x(), params(bias_hh=x(4))),
         ShapeError,

@@ -226,7 +226,8 @@ def layer(params: LSTMParams, cell: Cell) -> tuple[LSTMParams, Sizes]:
     sizes = Sizes(params.weight_ih.shape[1], hidden, proj, params.bias_ih is not None)
     shapes = cell.shapes(sizes)
     _check_options(named, shapes)
-    parameters(named, shapes, f"four gates of hidden_size {hidden} rows each")
+    implied = "" if params.weight_hr is None else f", as weight_hr has shape {tuple(params.weight_hr.shape)}"
+    parameters(named, shapes, f"four gates of hidden_size {hidden} rows each{implied}")
     native = each(_array.native, params)
     return native, sizes
 

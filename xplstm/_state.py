@@ -214,11 +214,8 @@ class LSTMState(NamedTuple):
 
 def _columns(states: Sequence[LSTMState | tuple[Array, Array]]) -> list[tuple[list[str], list[Array]]]:
     """Return the names and arrays: h of all states, then c of all states."""
-    states = _values.items("states", states)
+    states = _values.items("states", states, 1)
     pairs = [LSTMState(*pair(f"states[{k}]", state)) for k, state in enumerate(states)]
-    if not pairs:
-        msg = "states=[] must contain at least 1 state"
-        raise ArgumentError(msg)
     columns = []
     for letter in LSTMState._fields:
         names = [f"states[{k}].{letter}" for k in range(len(pairs))]

@@ -99,8 +99,8 @@ def mapping(name: str, value: Any) -> Mapping[Any, Any]:
     return value
 
 
-def items(name: str, value: Any) -> list[Any]:
-    """Return the items of an iterable, except of text and of a mapping."""
+def items(name: str, value: Any, least: int = 0) -> list[Any]:
+    """Return the items of an iterable, at least 0 or 1, except of text and of a mapping."""
     if (
         isinstance(value, str | bytes | Mapping)
         or not isinstance(value, Iterable)
@@ -108,7 +108,11 @@ def items(name: str, value: Any) -> list[Any]:
     ):
         msg = f"{name}={_format_value(value)} must be a sequence"
         raise DTypeError(msg)
-    return list(value)
+    found = list(value)
+    if len(found) < least:
+        msg = f"{name} is empty; at least 1 is needed"
+        raise ArgumentError(msg)
+    return found
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

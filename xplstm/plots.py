@@ -104,10 +104,7 @@ def plot_trace(
             msg = f"tokens={tokens} must be str"
             raise DTypeError(msg)
     if units is not None:
-        units = _values.items("units", units)
-        if not units:
-            msg = "units is empty; at least 1 is needed"
-            raise ArgumentError(msg)
+        units = _values.items("units", units, 1)
     values = _choose_entry(trace, row, index, tokens, units, batch_first)
     numbers = range(values["i"].shape[1]) if units is None else units
     if lines and len(numbers) > len(LINES):

@@ -646,3 +646,15 @@ def test_checkpoints_hold_what_training_leaves(tmp_path, torch):
     np.testing.assert_array_equal(loaded.params["weight_hh_l0"], model.weight_hh_l0.detach().numpy())
     torch.save({"found": defaultdict(list, {"a": [row]}), "none": defaultdict(None, {2: row})}, path)
     assert sorted(io.arrays(path)) == ["found.a.0", "none.2"]
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_names_that_are_bytes(tmp_path, torch, protocol):
+    path, weights = tmp_path / "lstm.pt", torch.nn.LSTM(2, 3).state_dict()
+    torch.save({name.encode(): a for name, a in weights.items()}, path, pickle_protocol=protocol)
+    loaded = io.load(path)
+    for name, a in weights.items():
+        np.testing.assert_array_equal(loaded.params[name], a.numpy())
+    torch.save({"a": weights["weight_ih_l0"], b"a": weights["weight_hh_l0"]}, path, pickle_protocol=protocol)
+    with pytest.raises(FormatError, match="contains a twice"):
+        io.load(path)

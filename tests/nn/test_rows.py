@@ -90,7 +90,7 @@ WRONG = [
     (lambda s: s.reset(0, to=(s.h, s.h)), xplstm.ShapeError, r"to\.c has shape \(3, 5, 2\), expected"),
     (lambda s: s.zeros(-1), xplstm.ArgumentError, "count=-1 must be at least 0"),
     (lambda s: s.zeros("2"), xplstm.DTypeError, "count='2' must be an integer$"),
-    (lambda _: LSTMState.concat([]), xplstm.ArgumentError, r"states=\[\] must contain at least 1 state"),
+    (lambda _: LSTMState.concat([]), xplstm.ArgumentError, "states is empty; at least 1"),
     (lambda s: LSTMState.concat([s, (s.h, s.h)]), xplstm.ShapeError, r"states\[1\]\.c has shape \(3, 5, 2\)"),
     (lambda s: LSTMState.concat([s, s.h]), xplstm.DTypeError, r"states\[1\] must be a pair"),
     (lambda s: LSTMState.stack([s]), xplstm.ShapeError, r"states\[0\]\.h has shape \(3, 5, 2\)"),

@@ -159,11 +159,8 @@ def _directions(layers: Layers) -> list[tuple[LSTMParams, ...]]:
     """Return the directions of each layer, and check that all layers have the same number."""
     found = [
         (layer,) if isinstance(layer, LSTMParams) else tuple(_values.items(f"layers[{k}]", layer))
-        for k, layer in enumerate(_values.items("layers", layers))
+        for k, layer in enumerate(_values.items("layers", layers, 1))
     ]
-    if not found:
-        msg = "layers is empty; at least 1 is needed"
-        raise ArgumentError(msg)
     for number, directions in enumerate(found):
         if len(directions) != len(found[0]) or len(directions) not in (1, 2):
             wanted = len(found[0]) if len(found[0]) in (1, 2) else "1 or 2"

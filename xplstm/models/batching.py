@@ -121,10 +121,7 @@ def pad(sequences: Sequence[Array]) -> Ragged:
     >>> batch.lengths
     array([2, 1, 3], dtype=int32)
     """
-    sequences = _values.items("sequences", sequences)
-    if not sequences:
-        msg = "sequences is empty; at least 1 is needed"
-        raise ArgumentError(msg)
+    sequences = _values.items("sequences", sequences, 1)
     xp = _array.namespace(sequences[0], "sequences[0]")
     rest = tuple(sequences[0].shape[1:])
     for number, a in enumerate(sequences):

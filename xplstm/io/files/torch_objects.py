@@ -19,6 +19,8 @@ from xplstm.io.files.pickled import Global, Inert
 DEEPEST = 64
 MOST = 5_000_000
 _A_CONTAINER = 50
+# Each call copies its text, and a short file can repeat a long text many times.
+_LONGEST_BYTES = 256
 
 STORAGES = {
     "DoubleStorage": "float64",
@@ -168,6 +170,13 @@ def _unwrap(data: Any, *_rest: Any) -> Any:
     return data
 
 
+def _encode(text: Any, codec: Any) -> Any:
+    """Replace the function by which protocol 2 writes bytes; long text stays a placeholder."""
+    if isinstance(text, str) and len(text) <= _LONGEST_BYTES and is_text(codec, "latin1"):
+        return text.encode("latin1")
+    return Inert(Global("_codecs", "encode"))
+
+
 def _make_ordered(items: Any = ()) -> dict[Any, Any]:
     """Replace OrderedDict, which PyTorch writes empty and fills; Python 2 writes its items."""
     if not isinstance(items, list | tuple | dict):
@@ -230,6 +239,7 @@ CALLS: dict[Global, Callable[..., Any]] = {
     Global("torch._tensor", "_rebuild_from_type_v2"): _rebuild_typed,
     Global("torch.jit._pickle", "restore_type_tag"): _unwrap,
     **{Global("torch.jit._pickle", f"build_{of}list"): _unwrap for of in ("int", "tensor", "double", "bool")},
+    Global("_codecs", "encode"): _encode,
     Global("collections", "OrderedDict"): _make_ordered,
     Global("collections", "Counter"): _make_counter,
     Global("collections", "defaultdict"): _make_default,
@@ -269,9 +279,16 @@ def leaves(path: str, whole: Any) -> Iterator[tuple[str, Leaf]]:
         if isinstance(value, Storage | Global):
             continue
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        inner = [(f"{name}.{k}", depth + 1, v) for k, v in items if isinstance(v, (*_CONTAINERS, Inert))]
+        inner = [
+            (f"{name}.{_part(k)}", depth + 1, v) for k, v in items if isinstance(v, (*_CONTAINERS, Inert))
+        ]
         pending += reversed(inner)
         looked_at += len(value)
+
+
+def _part(key: Any) -> Any:
+    """Return the text of a key that is bytes; return other keys unchanged."""
+    return key.decode("latin1") if isinstance(key, bytes) else key
 
 
 _CLASSES = "__torch__.torch.classes."
