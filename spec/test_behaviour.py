@@ -1,4 +1,4 @@
-"""What a clause asks for and no record can hold."""
+"""Test what a clause requires and no record can contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RECORD = RECORDS["sequence"]
 
 
 def answer(subject: Adapter, op: str, config: Record, given: Arrays) -> Arrays:
-    """A result, or a skip in the subject's own words."""
+    """Return a result, or skip the test with the reason of the subject."""
     try:
         return subject.call(op, config, given)
     except Unsupported as reason:
@@ -21,7 +21,7 @@ def answer(subject: Adapter, op: str, config: Record, given: Arrays) -> Arrays:
 
 
 def test_batch_without_rows(subject: Adapter) -> None:
-    """XPL-SEQ-009: shapes stay, gradients of the parameters are zero."""
+    """XPL-SEQ-009: check the shapes, and that the gradients of the parameters are zero."""
     given = arrays(RECORD["inputs"] | RECORD["cotangents"], "float32")
     batched = {name: a[:0] if a.ndim == 2 else a[:, :0] for name, a in given.items() if "bias" not in name}
     given |= {name: batched[name] for name in ("x", "h_0", "c_0", "dy", "dh_n", "dc_n")}
@@ -60,7 +60,7 @@ def test_results_have_the_dtype_of_the_inputs(subject: Adapter, dtype: str) -> N
 
 
 def test_weights_as_they_are_printed(subject: Adapter) -> None:
-    """XPL-CELL-007: one matrix for each gate, h above x, called W_i to W_o, and biases b_i to b_o."""
+    """XPL-CELL-007: pass a matrix for each gate, h above x, called W_i to W_o, and biases b_i to b_o."""
     given = arrays(RECORD["inputs"], "float64")
     whole = np.concatenate([given["weight_hh"], given["weight_ih"]], axis=1)
     both = given["bias_ih"] + given["bias_hh"]
@@ -75,7 +75,7 @@ def test_weights_as_they_are_printed(subject: Adapter) -> None:
 @pytest.mark.parametrize("cotangent", ["dy", "dh_n", "dc_n"])
 @pytest.mark.parametrize("name", ["square", "reverse-5", "two-directions-2-p0"])
 def test_nan_in_cotangents(subject: Adapter, name: str, cotangent: str) -> None:
-    """XPL-GRAD-001 and XPL-NUM-004: it is in gradients of parameters, and in those of its own batch entry."""
+    """XPL-GRAD-001 and XPL-NUM-004: find NaN in the gradients of the parameters and of one batch entry."""
     case, a = CASES[name], dict(given(name, "float32"))
     expected = answer(subject, f"{case.op}_vjp", case.config, dict(a))
     a[cotangent] = a[cotangent].copy()
@@ -90,7 +90,7 @@ def test_nan_in_cotangents(subject: Adapter, name: str, cotangent: str) -> None:
 
 @pytest.mark.parametrize("name", ["one-step-of-a-module", "one-step-or-none"])
 def test_gates_make_the_states_if_shown(subject: Adapter, name: str) -> None:
-    """XPL-CELL-006: of many units, and of the batch entries that have a step."""
+    """XPL-CELL-006: compute the states of many units from the gates, for batch entries with a step."""
     case, a = CASES[name], given(name, "float32")
     forward = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
     got = answer(subject, case.op, case.config, forward)

@@ -1,4 +1,4 @@
-"""Every clause is registered with the text it has, and tested; every test knows its clause."""
+"""Check that clauses are registered with their text and tested, and that each test names its clause."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECORDS = [json.loads(path.read_text(encoding="utf-8")) for path in FILES]
 
 
 def docstrings(file: str) -> dict[str, str]:
-    """Docstring of every test in a file."""
+    """Return the docstring of every test in a file."""
     tree = ast.parse((FOLDER / file).read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return {f.name: ast.get_docstring(f) or "" for f in functions if f.name.startswith("test_")}
@@ -70,7 +70,7 @@ def test_every_clause_is_tested_and_every_test_has_a_clause() -> None:
 
 
 def test_examples_in_the_prose_run() -> None:
-    """Each one after those before it, as a reader would type them."""
+    """Run each example after those before it, as a reader would type them."""
     blocks = re.findall(r"^```python\n(.*?)^```", PROSE, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 6
     assert PROSE.count("```") == 2 * len(blocks)

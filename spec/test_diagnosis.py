@@ -1,4 +1,4 @@
-"""The suite says what is wrong: each wrong LSTM is found, and recognised by its numbers."""
+"""Check that the suite names what is wrong: it recognises each wrong LSTM by its numbers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_wrong_lstm_is_recognised(name: str) -> None:
 )
 @pytest.mark.parametrize("fault", ["gates zrn", "reset gate at the other place", "path through z cut"])
 def test_a_wrong_gru_is_recognised(test: str, name: str, fault: str) -> None:
-    """By the call of a case that failed."""
+    """Recognise it from the call of a case that failed."""
     subject = Chosen("wrong", Wrong(GRU(fault).call), "")
     said = say(Case(test, "spec.test_gru", subject, {"name": name, "dtype": "float32"}, ()))
     assert said.startswith(f"as if: {fault} (explains all but "), said

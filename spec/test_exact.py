@@ -1,4 +1,4 @@
-"""The profile exact: how its records are made, and the wrong layers that they find."""
+"""Test how the records of the profile exact are made, and which wrong layers they detect."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_mutant_is_killed_in_half_precision(mutant: Mutant, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_every_record_kills(name: str) -> None:
-    # Each emulation of a large record takes a second, so that those come first which most records kill.
+    # The emulation of a large record takes a second. The mutants that most records kill come first.
     first = OF_HALVES if RECORDS[name]["dtype"] in HALVES else (Unfused,)
     assert any(kills(name, mutant) for mutant in (*first, *OF_GRU, *MUTANTS))
 
 
 def test_arithmetic_is_that_of_the_machine() -> None:
-    """Sums, products and quotients against NumPy, with subnormal results among them."""
+    """Compare sums, products and quotients with NumPy, including subnormal results."""
     rng = np.random.default_rng(0)
     for kind, reach in ((BINARY32, 75), (BINARY64, 540)):
         scales = np.exp2(rng.integers(-reach, reach, (3, 2000)))
@@ -90,7 +90,7 @@ def test_fused_product_is_rounded_once() -> None:
 
 @pytest.mark.parametrize("kind", FORMATS.values(), ids=FORMATS)
 def test_functions_are_within_two_units(kind: Any) -> None:
-    """XPL-EXACT-006 and XPL-EXACT-007, judged by a wider format."""
+    """XPL-EXACT-006 and XPL-EXACT-007: compare with a wider format."""
     exact, wide = Exact(kind), np.float64 if kind is BINARY32 else np.longdouble
     numbers = np.random.default_rng(1).uniform(-1, 1, 1500) * np.resize([1, 4, 20, 100], 1500)
     x = numbers.astype(kind.name).astype(wide)

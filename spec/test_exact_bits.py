@@ -1,4 +1,4 @@
-"""The records of the profile `exact` against every subject that claims it, bit by bit."""
+"""Compare every subject that claims the profile `exact` with its records, bit by bit."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def drawn(I: int, H: int, T: int, B: int) -> Arrays:
 
 
 def exactly(subject: Adapter, a: Arrays) -> Arrays:
-    """One forward layer in the profile exact."""
+    """Compute a forward layer in the profile exact."""
     config = {"input_size": a["x"].shape[2], "hidden_size": len(a["weight_hh"]) // 4, "proj_size": 0}
     config |= {"bias": True, "reverse": False, "lengths": None, "profile": "exact"}
     return subject.call("layer", config, {n: np.ascontiguousarray(v) for n, v in a.items()})
@@ -63,7 +63,7 @@ def one_row(a: Arrays, b: int) -> Arrays:
 
 
 def padded(a: Arrays, features: int, units: int) -> Arrays:
-    """A whole block of dead features or units before the others, which shifts no block of a sum."""
+    """Insert a block of unused features or units before the others, which shifts no block of a sum."""
     H = len(a["weight_hh"]) // 4
 
     def before(v: np.ndarray, axis: int, n: int, value: float = 0.0) -> np.ndarray:
@@ -109,7 +109,7 @@ def bits_beside_dead_units(subject: Adapter) -> list[tuple[Arrays, Arrays]]:
 
 
 def bits_of_permuted_units(subject: Adapter) -> list[tuple[Arrays, Arrays]]:
-    """Without recurrent weights the order of the units is in no sum."""
+    """Compare permuted units without recurrent weights, whose order is then in no sum."""
     a = drawn(30, 150, 1, 3)
     a["weight_hh"] = np.zeros_like(a["weight_hh"])
     rows = {
@@ -134,7 +134,7 @@ def differing(pairs: list[tuple[Arrays, Arrays]]) -> list[str]:
 
 @pytest.mark.parametrize("relation", BITS)
 def test_bits_agree(subject: Adapter, relation: str) -> None:
-    """XPL-EXACT-002 and XPL-EXACT-003: sizes, batch and steps around a sum change no bit of it."""
+    """XPL-EXACT-002 and XPL-EXACT-003: change sizes, batch and steps around a sum, and no bit of it."""
     try:
         pairs = BITS[relation](subject)
     except Unsupported as reason:
@@ -143,7 +143,7 @@ def test_bits_agree(subject: Adapter, relation: str) -> None:
 
 
 GRADIENTS: dict[str, Sized] = {
-    # More steps times batch entries than one block of a backward pass has.
+    # Steps times batch entries exceed one block of a backward pass.
     "layers": module(9, 17, 40, 30, num_layers=2, bidirectional=True),
     "ragged": module(5, 8, 6, 4, lengths=[6, 0, 3, 5], bidirectional=True),
     "projection": module(5, 9, 6, 4, proj_size=4),
@@ -151,7 +151,7 @@ GRADIENTS: dict[str, Sized] = {
 
 
 def pulled_back(subject: Adapter, name: str, dtype: str, shift: int = 0) -> Arrays:
-    """Answer a call with gradients; each array begins `shift` numbers into a buffer."""
+    """Return the results of a call with gradients; each array begins `shift` numbers into a buffer."""
     case = GRADIENTS[name]
     given = drawn_call(case, np.random.default_rng(len(name)))
     a = {}
@@ -165,7 +165,7 @@ def pulled_back(subject: Adapter, name: str, dtype: str, shift: int = 0) -> Arra
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_depend_on_inputs_alone(subject: Adapter, name: str, dtype: str) -> None:
-    """XPL-EXACT-011: the same bits again, from other addresses, after another call."""
+    """XPL-EXACT-011: repeat a call after another one, with arrays at other addresses."""
     try:
         first = pulled_back(subject, name, dtype)
         for other in GRADIENTS:
@@ -191,7 +191,7 @@ print(made.hexdigest())
 
 
 def test_gradients_of_native_have_the_same_bits_in_every_process() -> None:
-    """XPL-EXACT-011: of one and of three threads, with each instruction set that fuses multiply-adds."""
+    """XPL-EXACT-011: use one and three threads, and each instruction set with fused multiply-adds."""
     native = pytest.importorskip("xplstm.kernels.native")
     if native.WHY_NOT:
         pytest.skip(native.WHY_NOT)
@@ -207,7 +207,7 @@ def test_gradients_of_native_have_the_same_bits_in_every_process() -> None:
 
 
 class Reordered:
-    """The kernel native, which adds in another order where `when` holds."""
+    """Kernel native with another order of summation where `when` is true."""
 
     def __init__(self, when: Callable[[Arrays], bool]) -> None:
         self.when, self.right = when, named(["xplstm:numpy:native"])["xplstm:numpy:native"]

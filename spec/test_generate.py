@@ -1,4 +1,4 @@
-"""The published numbers are those of the oracle, in the documented form, one for every clause."""
+"""Check that the published numbers are the oracle's, have the documented form, and cover each clause."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXACT_FILES = sorted(generate.VECTORS.with_name("vectors-exact").glob("*.json"))
 
 
 def validator(name: str) -> jsonschema.Draft202012Validator:
-    """Return the validator of a published schema, itself checked."""
+    """Return the validator of a published schema, which is validated too."""
     schema = json.loads((SPEC / "schema" / f"{name}.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
@@ -37,7 +37,7 @@ RECORDS, EXACT = validator("vector"), validator("exact")
 
 
 def sampled(record: str, most: int = 12) -> families.Wanted:
-    """At most so many gradients, spread over all arrays and the same at every run; all under SPEC_ALL=1."""
+    """Return a choice of at most `most` gradients of all arrays, the same in each run; all if SPEC_ALL=1."""
     if os.environ.get("SPEC_ALL") == "1":
         return families.every
     published = json.loads((generate.VECTORS / f"{record}.json").read_text(encoding="utf-8"))
@@ -136,12 +136,12 @@ def test_sizes_and_input_values_are_all_different(name: str) -> None:
     assert len(set(sizes)) == len(sizes)
     groups = (*record["inputs"].values(), *record.get("cotangents", {}).values())
     data = [v for a in groups for v in a["data"] if v.strip("-") not in ("nan", "inf")]
-    # There are 508 such numbers: a record that needs more begins again only when all have been.
+    # There are 508 such numbers. A record that needs more repeats them only after all 508.
     assert len(set(data)) >= min(len(data), 508)
 
 
 def test_printed_gradients_are_wrong_where_the_erratum_says() -> None:
-    """E-0002: input weights and biases of i and g; with zero states the recurrent weights come out right."""
+    """E-0002: compare input weights and biases of i and g; for zero states recurrent weights are right."""
     record = json.loads((generate.VECTORS / "document-001-training.json").read_text(encoding="utf-8"))
     right, printed = record["gradients"], record["printed"]
 
@@ -182,7 +182,7 @@ def test_oracle_gives_the_known_worked_example() -> None:
 
 
 def test_oracle_gradients_agree_with_the_derivative_of_one_unit() -> None:
-    """One unit, one step: the derivatives written out by hand."""
+    """Compare one unit and one step with derivatives that are written out."""
     with mp.workdps(oracle.DIGITS):
         names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
         p = dict(
@@ -226,7 +226,7 @@ def test_oracle_imports_mpmath_alone() -> None:
 
 @pytest.mark.parametrize("name", ["cell", "variant-everything", "extreme-saturation"])
 def test_tolerance_is_the_estimate_or_the_least(name: str) -> None:
-    """XPL-NUM-001: half precision has more, or nothing, where its errors grow faster than u."""
+    """XPL-NUM-001: half precision has more, or nothing where its errors grow faster than u."""
     record = json.loads((generate.VECTORS / f"{name}.json").read_text(encoding="utf-8"))
     found = rounding.estimates(record, rounding.PROFILES["ieee"])
     assert found.keys() == {"outputs", "gradients"}
@@ -240,7 +240,7 @@ def test_stress_is_past_what_a_tolerance_can_hold() -> None:
 
 
 def test_estimate_knows_coarser_sums_from_ours() -> None:
-    """Products rounded to 11 bits err far outside a tolerance of float32."""
+    """Check that products of 11 bits have errors far above a tolerance of float32."""
     record = json.loads((generate.VECTORS / "sequence.json").read_text(encoding="utf-8"))
 
     class Coarse(Exact):

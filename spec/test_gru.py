@@ -1,4 +1,4 @@
-"""The GRU: its records and sizes against every subject, and the wrong GRUs that they find."""
+"""Test the records and sizes of the GRU with every subject, and the wrong GRUs that they detect."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MARGIN = 100
 
 
 def answer(subject: Adapter, config: Record, a: Arrays) -> Arrays:
-    """With gradients where they are offered, else the outputs alone."""
+    """Return outputs with gradients if the subject offers them, and otherwise the outputs alone."""
     try:
         return subject.call("module_vjp", config, dict(a))
     except Unsupported:
@@ -77,7 +77,7 @@ NAMES_OF_CALLS = [
 
 @pytest.mark.parametrize(("name", "dtype"), NAMES_OF_CALLS)
 def test_gru_sizes(subject: Adapter, name: str, dtype: str) -> None:
-    """XPL-GRU-002 and XPL-GRU-004: with gradients and without."""
+    """XPL-GRU-002 and XPL-GRU-004: call with gradients and without."""
     case, a = CASES[name], given(name, dtype)
     got = answer(subject, case.config, a) if case.gradients else forward(subject, case.config, a)
     said = misses(case, expected(name, dtype), got, dtype, "dx" in got)
@@ -87,7 +87,7 @@ def test_gru_sizes(subject: Adapter, name: str, dtype: str) -> None:
         assert not said, f"{name}, without gradients: {'; '.join(said)}"
 
 
-# Of few steps; a tanh by exp(2v) overflows in `loud`, whose sums are too large for float16.
+# These calls have few steps. `loud` is left out, because its sums are too large for float16.
 IN_HALVES = [
     pytest.param(name, ("float16", "bfloat16")[zlib.crc32(name.encode()) % 2], id=name)
     for name, case in gru_calls.both_places().items()
@@ -97,7 +97,7 @@ IN_HALVES = [
 
 @pytest.mark.parametrize(("name", "dtype"), IN_HALVES)
 def test_gru_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) -> None:
-    """XPL-GRU-005 and XPL-NUM-005: by the bounds of XPL-NUM-001 in units of half precision."""
+    """XPL-GRU-005 and XPL-NUM-005: apply the bounds of XPL-NUM-001 in units of half precision."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
     case, a = CASES[name], given(name, dtype)
@@ -111,7 +111,7 @@ def test_gru_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) ->
 
 @pytest.mark.parametrize(("law", "name"), gru_relations.cases())
 def test_gru_relation(subject: Adapter, law: str, name: str) -> None:
-    """XPL-GRU-005: in float64 and float32 by turns; in the other one where it does not offer it."""
+    """XPL-GRU-005: alternate float64 and float32; use the other dtype if the subject does not offer one."""
     hold(subject, gru_relations, law, name)
 
 
@@ -143,7 +143,7 @@ def test_a_wrong_gru_breaks_the_law(law: str) -> None:
 
 @pytest.mark.parametrize("law", gru_relations.LAWS)
 def test_the_right_gru_keeps_the_law(law: str) -> None:
-    """In the calls by which `kills` judges wrong GRUs."""
+    """Use the calls by which `kills` judges wrong GRUs."""
     applies = gru_relations.LAWS[law].applies
     names = [name for name in gru_relations.CALLS if applies(gru_relations.CASES[name])]
     assert names
@@ -152,7 +152,7 @@ def test_the_right_gru_keeps_the_law(law: str) -> None:
 
 
 def effect(record: Record, judge: GRU) -> float:
-    """The largest error in the record's tolerances for float32."""
+    """Return the largest error as a multiple of the record's tolerance for float32."""
     a = arrays(record["inputs"] | record["cotangents"], "float64")
     with np.errstate(all="ignore"):
         got = {n: v.astype("float64") for n, v in judge.call("module_vjp", record["config"], a).items()}
@@ -190,7 +190,7 @@ def test_a_gru_that_is_wrong_somewhere_is_found(mutant: str) -> None:
 
 @pytest.mark.parametrize("place", ["after", "before"])
 def test_a_reset_begins_a_sequence_for_the_right_gru(place: str) -> None:
-    """No record has resets of a GRU: the expected numbers are those of two calls, the second from zeros."""
+    """Compare with two calls, the second from zeros, because no record has resets of a GRU."""
     config = {n: v for n, v in CASES[f"gru-mask-{place}"].config.items() if n != "mask"} | {"num_layers": 1}
     a = {n: v for n, v in given_once(f"gru-mask-{place}").items() if "_l1" not in n}
     a |= {n: a[n][:2] for n in ("h_0", "dh_n")}
@@ -204,7 +204,7 @@ def test_a_reset_begins_a_sequence_for_the_right_gru(place: str) -> None:
 
 @pytest.mark.parametrize("name", gru.BUILDERS)
 def test_record_is_the_oracles(name: str) -> None:
-    """The outputs, and gradients of two numbers of each array."""
+    """Compare the outputs, and the gradients of two numbers of each array, with the oracle."""
     every = os.environ.get("SPEC_ALL") == "1"
     computed = json.loads(dumps(gru.built(name, lambda _, k: every or k in (0, 3))))
     published = RECORDS[name]

@@ -1,4 +1,4 @@
-"""The profile int8: calls from seeds against every subject, and the wrong ones that they find."""
+"""Test the profile int8 with calls from seeds, and the wrong implementations that they detect."""
 
 from __future__ import annotations
 

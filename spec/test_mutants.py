@@ -26,7 +26,7 @@ def test_right_implementation_survives(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_record_kills_whom_it_says(name: str) -> None:
-    """Every fourth mutant, in each record others, and fewer of long ones; all of them under SPEC_ALL=1."""
+    """Check every fourth mutant, other ones in each record, and fewer of long records; all if SPEC_ALL=1."""
     said = PUBLISHED[name]
     assert said["kills"], "a record that kills no mutant tests nothing"
     every = 32 if RECORDS[name]["inputs"]["x"]["shape"][0] > LONG else 4

@@ -1,4 +1,4 @@
-"""The distribution: built from spec/, installed in an empty folder, it needs neither the clone nor xplstm."""
+"""Build the distribution from spec/ and use it in an empty folder, without the clone and xplstm."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WRONG = ("sigmoid(z[H + k]) * *here + sigmoid(z[k])", "sigmoid(z[k]) * *here + s
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages with the distribution, in which xplstm and spec cannot be imported."""
+    """Return a folder of packages with the distribution, in which xplstm and spec cannot be imported."""
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("setuptools is not installed")
     folder = tmp_path_factory.mktemp("package")
@@ -53,7 +53,7 @@ def run(site: Path, here: Path, *arguments: str) -> subprocess.CompletedProcess[
 
 
 def compiled(source: str, here: Path) -> str:
-    """The example in C, built in an empty folder."""
+    """Build the example in C in an empty folder, and return its command."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("there is no C compiler")
@@ -111,7 +111,7 @@ def test_a_program_in_javascript_passes(site: Path, tmp_path: Path) -> None:
 
 
 def test_a_program_gets_a_report(site: Path, tmp_path: Path) -> None:
-    """In a folder of its own."""
+    """Write the report to a separate folder."""
     code = "import sys; from lstm_spec import command, report; report.FILES = ('behaviour',)"
     env = {**os.environ, "PYTHONPATH": str(site), "PYTEST_ADDOPTS": "", "PYTHONSAFEPATH": "1"}
     program = f"{sys.executable} {site / 'lstm_spec' / 'examples' / 'one_layer.py'}"

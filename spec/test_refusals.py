@@ -1,4 +1,4 @@
-"""Wrong shapes of every array, in a layer and in a module: nothing is repaired."""
+"""Check that layers and modules refuse wrong shapes of every array, and repair none."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ONLY = {
     "sum": ("dy",),
     "none": ("dy",),
 }
-"""The beginnings of names of which some calls alone are asked; the first calls ask the others."""
+"""Beginnings of the names that some calls test. The first calls test the others."""
 GRIDS = {
     "mask": "mask-module",
     "reset": "resets-reverse",
@@ -56,18 +56,18 @@ GRIDS = {
 
 
 def given(name: str) -> Arrays:
-    """The arrays of a call of either cell."""
+    """Return the arrays of a call of either cell."""
     return gru_calls.given(name, "float32") if name in gru_calls.CASES else calls.given(name, "float32")
 
 
 def places() -> list[str]:
-    """Each array of each call, by its name there."""
+    """Return each array of each call, by its name in that call."""
     names = {call: [*given(name)] for call, name in CALLS.items()}
     return [f"{call}-{n}" for call, here in names.items() for n in here if asked(call, n)]
 
 
 def asked(call: str, name: str) -> bool:
-    """Leave out x, whose shape gives T and B, and of layers and directions what another call asks."""
+    """Return whether a call tests an array: not x, which sets T and B, nor what other calls test."""
     if call == "reverse":
         return name.endswith("_reverse")
     if call == "upper":
@@ -76,7 +76,7 @@ def asked(call: str, name: str) -> bool:
 
 
 def wrong_shapes(a: np.ndarray) -> dict[str, np.ndarray]:
-    """The array transposed, cut to one row, a row or column larger or smaller, an axis more or less."""
+    """Return the array transposed, cut, longer or shorter by one, and with an axis more or less."""
     made = {"transposed": a.T, "one axis more": a[None], "one axis more at the end": a[..., None]}
     made |= {"one axis less": a[0], "no numbers": a[:0]}
     for axis in range(a.ndim):
@@ -87,7 +87,7 @@ def wrong_shapes(a: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def other_widths(a: Arrays, array: str) -> dict[str, np.ndarray]:
-    """Under a projection: an array of the hidden state as wide as the cell state, and the other way round."""
+    """Return, with a projection, an array with P columns instead of H, or H instead of P."""
     P, H = a["h_0"].shape[-1], a.get("c_0", a["h_0"]).shape[-1]
     width = {P: H, H: P}.get(a[array].shape[-1])
     if width is None or P == H:
@@ -97,7 +97,7 @@ def other_widths(a: Arrays, array: str) -> dict[str, np.ndarray]:
 
 
 def accepted(subject: Adapter, case: Sized, a: Arrays, array: str, gradients: bool) -> list[str]:
-    """The wrong shapes that end in a result; each call is one that is right otherwise."""
+    """Return the wrong shapes that are not refused; each call is otherwise right."""
     start = a if gradients else {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
     op, found = f"{case.op}_vjp" if gradients else case.op, []
     subject.call(op, case.config, dict(start))
@@ -110,7 +110,7 @@ def accepted(subject: Adapter, case: Sized, a: Arrays, array: str, gradients: bo
 
 @pytest.mark.parametrize("name", places())
 def test_wrong_shape_is_refused(subject: Adapter, name: str) -> None:
-    """XPL-ERR-002: with gradients and, but for cotangents, without."""
+    """XPL-ERR-002: call with gradients and, except for cotangents, without."""
     call, array = name.split("-")
     case, a, late = CASES[CALLS[call]], given(CALLS[call]), array.startswith("d")
     found: list[str] = []
@@ -127,7 +127,7 @@ def test_wrong_shape_is_refused(subject: Adapter, name: str) -> None:
 
 @pytest.mark.parametrize("call", ["layer", "module", "projection", "reverse", "gru", "no_steps"])
 def test_wrong_features_are_refused(subject: Adapter, call: str) -> None:
-    """XPL-ERR-002: x with a feature more or less, and x without its batch axis."""
+    """XPL-ERR-002: pass x with a feature more or less, and x without its batch axis."""
     case, a = CASES[CALLS[call]], given(CALLS[call])
     start, x, found = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}, a["x"], []
     wider = np.concatenate([x, x[..., :1]], -1)
@@ -137,7 +137,7 @@ def test_wrong_features_are_refused(subject: Adapter, call: str) -> None:
                 subject.call(case.op, case.config, start | {"x": wrong})
                 found.append(wrong.shape)
         if call == "layer":
-            # A batch of one is not to be guessed either.
+            # An implementation must not add a batch axis either.
             one = {n: start[n][:1].copy() for n in ("h_0", "c_0")} | {"x": x[:, 0].copy()}
             with contextlib.suppress(Refused):
                 subject.call(case.op, case.config | {"lengths": None}, start | one)
@@ -172,7 +172,7 @@ RAGGED = {
 
 
 def with_lengths(subject: Adapter, name: str, gradients: bool, lengths: list[int]) -> None:
-    """Ask for other lengths than a call has."""
+    """Make a call with other lengths than it has."""
     case, a = CASES[RAGGED[name]], given(RAGGED[name])
     kept = {n: v for n, v in a.items() if gradients or n not in ("dy", "dh_n", "dc_n")}
     op = f"{case.op}_vjp" if gradients else case.op
@@ -185,7 +185,7 @@ def with_lengths(subject: Adapter, name: str, gradients: bool, lengths: list[int
 @pytest.mark.parametrize("name", RAGGED)
 @pytest.mark.parametrize("wrong", [-3, 6, 47])
 def test_refusal_names_the_length(subject: Adapter, name: str, wrong: int) -> None:
-    """XPL-ERR-003: the value itself, as a number of its own in the message."""
+    """XPL-ERR-003: find the value as a separate number in the message."""
     with pytest.raises(Refused) as refusal:
         with_lengths(subject, name, False, [2, wrong, 1])
     assert re.search(rf"(?<![\w.-]){wrong}(?![\w.])", str(refusal.value)), f"no {wrong} in: {refusal.value}"
@@ -195,7 +195,7 @@ def test_refusal_names_the_length(subject: Adapter, name: str, wrong: int) -> No
 @pytest.mark.parametrize("at", [0, 1, 2])
 @pytest.mark.parametrize("name", RAGGED)
 def test_wrong_length_is_refused_anywhere(subject: Adapter, name: str, at: int, gradients: bool) -> None:
-    """XPL-ERR-003: of each batch entry, in each direction, with gradients and without."""
+    """XPL-ERR-003: test each batch entry and direction, with gradients and without."""
     for wrong in (-1, 6):
         with pytest.raises(Refused):
             with_lengths(subject, name, gradients, [wrong if b == at else 2 for b in range(3)])
@@ -224,7 +224,7 @@ def test_a_length_above_no_steps_is_refused(subject: Adapter, name: str) -> None
 )
 @pytest.mark.parametrize("name", GRIDS)
 def test_wrong_mask_is_refused(subject: Adapter, name: str, how: str) -> None:
-    """XPL-ERR-002: a mask and resets have the shape (T, B)."""
+    """XPL-ERR-002: require the shape (T, B) of masks and resets."""
     case, option = CASES[GRIDS[name]], name.removeprefix("gru_")
     grid = np.asarray(case.config[option])
     wrong = {
@@ -255,12 +255,12 @@ SIZING = "projection_layer-weight_hr"
     "name", [n for n in places() if n != SIZING and ("weight" in n or "bias" in n or "gain" in n)]
 )
 def test_refusal_names_the_parameter(subject: Adapter, name: str) -> None:
-    """XPL-ERR-001: the parameter, the expected shape and the given one, of each parameter."""
+    """XPL-ERR-001: find the parameter, the expected and the given shape in the message."""
     call, array = name.split("-")
     case, a = CASES[CALLS[call]], dict(given(CALLS[call]))
     forward = {n: v for n, v in a.items() if n not in ("dy", "dh_n", "dc_n")}
     wrong = np.concatenate([a[array], a[array][-1:]])
-    # A library that has modules alone may name the parameter of a layer as a module's.
+    # A library that has only modules may use a module's name for the parameter of a layer.
     argument = f"{array}(_l0)?" if case.op == "layer" else array
     fault = {"argument": argument, "expected": a[array].shape, "given": wrong.shape}
     try:
@@ -276,7 +276,7 @@ NEEDED = ("bias", "weight_hh_l", "weight_ch", "gain")
 
 @pytest.mark.parametrize("name", [n for n in places() if n.partition("-")[2].startswith(NEEDED)])
 def test_a_missing_parameter_is_refused(subject: Adapter, name: str) -> None:
-    """XPL-ERR-004: a bias of any layer and direction, and a weight, which is not taken for zero."""
+    """XPL-ERR-004: leave out a bias of each layer and direction, or a weight, which is not taken for zero."""
     call, array = name.split("-")
     case, a = CASES[CALLS[call]], given(CALLS[call])
     kept = {n: v for n, v in a.items() if n not in (array, "dy", "dh_n", "dc_n")}
@@ -288,7 +288,7 @@ def test_a_missing_parameter_is_refused(subject: Adapter, name: str) -> None:
 
 
 class Lax:
-    """A subject that refuses what it should, but for the calls where it looks at no shape."""
+    """Subject that refuses wrong shapes, except in the calls where it checks none."""
 
     def __init__(self, looks_away: Test, right: Arrays) -> None:
         self.looks_away, self.right = looks_away, right
@@ -312,7 +312,7 @@ def late(op: str, _config: Config, _a: Arrays) -> bool:
 
 
 def second_layer(name: str) -> Test:
-    """Where an array of the second layer has a wrong number of rows."""
+    """Return the condition that an array of the second layer has a wrong number of rows."""
     return lambda _op, c, a: np.shape(a[name])[:1] != (4 * c["hidden_size"],)
 
 
@@ -350,7 +350,7 @@ LAX: dict[str, tuple[Test, bool, str]] = {
     "of cotangents of GRUs": (both(option("cell"), late), True, "gru-dh_n"),
     "of GRUs without reset_after": (both(option("cell"), late), True, "gru_before-bias_ih_l0"),
 }
-"""Where nothing is looked at, whether the call is one with gradients, and the array that finds it."""
+"""Where no shape is checked, whether the call has gradients, and the array that detects it."""
 
 
 @pytest.mark.parametrize("where", LAX)

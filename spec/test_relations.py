@@ -1,4 +1,4 @@
-"""Relations between calls of a subject, over every size and each pair of options."""
+"""Test the relations between calls of a subject, at every size and each pair of options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERY_SIZE = ("permuted", "larger")
 
 
 def cases() -> list[tuple[str, str]]:
-    """Each law with the calls that it says something of; two of them with every size."""
+    """Return each law with the calls that it applies to; two laws have every size."""
     return [
         (law, name)
         for law, (_, _, applies) in LAWS.items()
@@ -32,7 +32,7 @@ def cases() -> list[tuple[str, str]]:
     [pytest.param(law, name, marks=pytest.mark.clauses(LAWS[law].clause)) for law, name in cases()],
 )
 def test_relation(subject: Adapter, law: str, name: str) -> None:
-    """In float64 and float32 by turns; in the other one where the subject does not offer it."""
+    """Alternate float64 and float32; use the other dtype if the subject does not offer one."""
     hold(subject, relations, law, name)
 
 
@@ -53,7 +53,7 @@ def hold(subject: Adapter, suite: ModuleType, law: str, name: str) -> None:
 
 
 class Remembering:
-    """An LSTM that answers with what it computed before for these weights."""
+    """LSTM that returns what it computed before for the same weights."""
 
     def __init__(self) -> None:
         self.known: dict[bytes, Arrays] = {}
@@ -64,14 +64,14 @@ class Remembering:
 
 
 def zeroing(op: str, config: Config, a: Arrays) -> Arrays:
-    """An LSTM that sets the padding of its input to zero in place."""
+    """Set the padding of the input to zero in place, and compute."""
     if config.get("lengths"):
         a["x"][np.arange(len(a["x"]))[:, None] >= np.asarray(config["lengths"])] = 0
     return RIGHT.call(op, config, a)
 
 
 def bounded(op: str, config: Config, a: Arrays) -> Arrays:
-    """An LSTM that clips its gradients."""
+    """Compute, and clip the gradients."""
     return {n: v.clip(-0.5, 0.5) if n.startswith("d") else v for n, v in RIGHT.call(op, config, a).items()}
 
 
@@ -110,7 +110,7 @@ def test_an_answer_of_an_earlier_call_is_found() -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_right_lstm_keeps_the_law(law: str) -> None:
-    """In the calls by which `kills` judges wrong LSTMs, which are made from this one."""
+    """Use the calls by which `kills` judges wrong LSTMs, which are made from this one."""
     names = [name for name in CALLS if LAWS[law].applies(plan.CASES[name])]
     assert names
     assert not [said for name in names for said in broken(Ask(Wrong(RIGHT.call), "float64"), law, name)[0]]

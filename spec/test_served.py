@@ -1,4 +1,4 @@
-"""A subject that aborts, hangs or prints fails its own question, and no other."""
+"""Check that a subject that aborts, hangs or prints fails only that request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call leaves behind, and what of its arguments it may look at: their numbers alone."""
+"""Test what a call changes outside its results, and that only the numbers of its arrays matter."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ STAY = (*NAMES, "ragged-b64")
 OPTIONS = ("lengths-231", "mask-module", "resets-lengths", "peepholes-module", "dropout-sum")
 SETTING = ("square", "two-directions-2-p2", "dropout-sum", "noise-zoneout", "nan-in-reverse", "four-layers")
 LATER = 5
-"""Calls after one whose results are kept: more than a ring of two or four buffers has."""
+"""Number of calls after the one whose results are kept, which exceeds a ring of two or four buffers."""
 CLOSE = 1e-4
 COTANGENTS = ("dy", "dh_n", "dc_n")
 
 
 def answer(subject: Adapter, name: str, a: Arrays, gradients: bool = True) -> Arrays:
-    """With gradients where they are asked for and offered."""
+    """Return results with gradients if they are requested and offered, and otherwise without."""
     case = CASES[name]
     try:
         if gradients:
@@ -72,7 +72,7 @@ def writable(name: str) -> Arrays:
 
 
 def differing(pairs: list[tuple[Arrays, Arrays]]) -> list[str]:
-    """Where answers differ by more than rounding errors."""
+    """Return the arrays that differ by more than rounding errors."""
     return [
         n
         for got, expected in pairs
@@ -84,7 +84,7 @@ def differing(pairs: list[tuple[Arrays, Arrays]]) -> list[str]:
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("name", STAY)
 def test_results_stay_as_they_are(subject: Adapter, name: str, gradients: bool) -> None:
-    """XPL-REL-013: no later call changes a result, of these sizes or others, with gradients or without."""
+    """XPL-REL-013: make calls of these and other sizes, with gradients and without, after one call."""
     first = answer(subject, name, writable(name), gradients)
     before = {n: v.copy() for n, v in first.items()}
     for _ in range(LATER):
@@ -98,7 +98,7 @@ def test_results_stay_as_they_are(subject: Adapter, name: str, gradients: bool) 
 
 @pytest.mark.parametrize("name", KEPT)
 def test_results_are_no_inputs(subject: Adapter, name: str) -> None:
-    """XPL-REL-013: a result that somebody writes to is not an input of the call."""
+    """XPL-REL-013: check that no result shares memory with an input."""
     a = writable(name)
     got = answer(subject, name, a)
     shared = [(n, m) for n, v in got.items() for m, w in a.items() if np.shares_memory(v, w)]
@@ -108,7 +108,7 @@ def test_results_are_no_inputs(subject: Adapter, name: str) -> None:
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_apart(subject: Adapter, name: str, gradients: bool) -> None:
-    """XPL-REL-013: a number written to one result changes no other."""
+    """XPL-REL-013: check that no two results share memory."""
     got = answer(subject, name, writable(name), gradients)
     names = [n for n, v in got.items() if v.flags.writeable]
     shared = [(n, m) for n, m in combinations(names, 2) if np.shares_memory(got[n], got[m])]
@@ -117,7 +117,7 @@ def test_results_are_apart(subject: Adapter, name: str, gradients: bool) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_are_read_in_each_call(subject: Adapter, name: str) -> None:
-    """XPL-REL-014: arrays that were changed in place are other arguments."""
+    """XPL-REL-014: change arrays in place between calls."""
     a = {n: v.copy() for n, v in given(name, "float32").items()}
     right = writable(name)
     expected = [answer(subject, name, right, gradients) for gradients in (False, True)]
@@ -135,7 +135,7 @@ def test_numbers_are_read_in_each_call(subject: Adapter, name: str) -> None:
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("name", [*NAMES, "gradients-of-19-units"])
 def test_the_place_of_each_number_is_read(subject: Adapter, name: str, gradients: bool) -> None:
-    """XPL-REL-014: an array whose sum, ends and address stay, but not its order, is another argument."""
+    """XPL-REL-014: exchange two numbers of an array, so that sum, ends and address stay."""
     case, a = CASES[name], writable(name)
     answer(subject, name, a, gradients)
     wrong = []
@@ -153,7 +153,7 @@ def test_the_place_of_each_number_is_read(subject: Adapter, name: str, gradients
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_are_not_changed(subject: Adapter, name: str) -> None:
-    """XPL-SEQ-006: neither are the lists of lengths, masks and resets, nor what is in an option."""
+    """XPL-SEQ-006: compare lengths, masks, resets and the contents of options before and after a call."""
     case, a = CASES[name], writable(name)
     config = copy.deepcopy(case.config)
     try:
@@ -181,12 +181,12 @@ def by_columns(v: np.ndarray) -> np.ndarray:
 
 
 def batch_first(v: np.ndarray) -> np.ndarray:
-    """The first two axes in the other order in memory, as a transposed batch of sequences has them."""
+    """Store the first two axes in the other order, as a transposed batch of sequences has them."""
     return np.ascontiguousarray(v.swapaxes(0, 1)).swapaxes(0, 1) if v.ndim > 1 else v
 
 
 def part_of_rows(v: np.ndarray) -> np.ndarray:
-    """Rows of a wider matrix, and every second one of them."""
+    """Store an array as parts of every second row of a wider matrix."""
     if v.ndim == 1:
         return every_second(v)
     wide = np.full((2 * len(v), *v.shape[1:-1], v.shape[-1] + 3), 7.25, v.dtype)
@@ -196,7 +196,7 @@ def part_of_rows(v: np.ndarray) -> np.ndarray:
 
 
 def off_by_one(v: np.ndarray) -> np.ndarray:
-    """At an address that is a multiple of its number's size alone."""
+    """Store an array at an address that is a multiple of its item size only."""
     wide = np.full(v.size + 1, 7.25, v.dtype)[1:].reshape(v.shape)
     wide[...] = v
     return wide
@@ -232,7 +232,7 @@ REPEATED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("part", REPEATED)
 @pytest.mark.parametrize("name", NAMES)
 def test_repeated_numbers(subject: Adapter, name: str, part: str) -> None:
-    """XPL-SEQ-011: numbers that are in memory once, as a sum's cotangent or one state of all entries is."""
+    """XPL-SEQ-011: repeat numbers by zero strides, as in a sum's cotangent or a state of all entries."""
     a = writable(name)
     some = {n: v for n, v in a.items() if n in (*COTANGENTS, "x", "h_0", "c_0")}
     repeated = {n: np.broadcast_to(REPEATED[part](v), v.shape) for n, v in some.items()}
@@ -242,7 +242,7 @@ def test_repeated_numbers(subject: Adapter, name: str, part: str) -> None:
 
 
 def end_to_end(a: Arrays) -> Arrays:
-    """All arrays are parts of one buffer, each beginning where another ends."""
+    """Store all arrays in one buffer, each directly after another."""
     whole = np.concatenate([v.ravel() for v in a.values()])
     ends = np.cumsum([v.size for v in a.values()])
     return {
@@ -251,7 +251,7 @@ def end_to_end(a: Arrays) -> Arrays:
 
 
 def overlapping(a: Arrays) -> Arrays:
-    """All arrays begin in the first numbers of one buffer."""
+    """Store all arrays in one buffer, so that they overlap."""
     whole = np.concatenate([v.ravel() for v in a.values()])
     return {n: whole[k : k + v.size].reshape(v.shape) for k, (n, v) in enumerate(a.items())}
 
@@ -262,7 +262,7 @@ BUFFERS = {"end to end": end_to_end, "overlapping": overlapping}
 @pytest.mark.parametrize("how", BUFFERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_arrays_of_one_buffer(subject: Adapter, name: str, how: str) -> None:
-    """XPL-REL-014: parameters of one vector, and arrays that share a part of their memory."""
+    """XPL-REL-014: pass parameters of one vector, and arrays that share a part of their memory."""
     a = BUFFERS[how](writable(name))
     got = answer(subject, name, a)
     expected = answer(subject, name, {n: v.copy() for n, v in a.items()})
@@ -271,7 +271,7 @@ def test_arrays_of_one_buffer(subject: Adapter, name: str, how: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_array_for_two_arguments(subject: Adapter, name: str) -> None:
-    """XPL-REL-014: all arrays of a shape are one object: biases, tied layers, states, x and its cotangent."""
+    """XPL-REL-014: pass one object for all arrays of a shape: biases, tied layers, states, x and dy."""
     a = writable(name)
     first = {v.shape: v for v in reversed(a.values())}
     tied = {n: first[v.shape] for n, v in a.items()}
@@ -282,7 +282,7 @@ def test_one_array_for_two_arguments(subject: Adapter, name: str) -> None:
 
 @pytest.mark.parametrize("name", SETTING)
 def test_settings_of_the_process_stay(subject: Adapter, name: str) -> None:
-    """XPL-REL-015: floating-point modes, generators, folder, environment; after NaN and noise too."""
+    """XPL-REL-015: compare modes, generators, folder and environment, after NaN and noise too."""
     answer(subject, name, writable(name))
     with other_settings():
         before = settings()
@@ -293,7 +293,7 @@ def test_settings_of_the_process_stay(subject: Adapter, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_calls_of_two_threads(subject: Adapter, name: str) -> None:
-    """XPL-REL-016: they give what they give one by one."""
+    """XPL-REL-016: compare with calls one after another."""
     if getattr(subject, "one_by_one", False):
         pytest.skip("it answers one question after the other")
     ways = [{n: v * sign for n, v in writable(name).items()} for sign in (1, -1)]
@@ -324,7 +324,7 @@ def test_calls_of_two_threads(subject: Adapter, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_refused_call_leaves_nothing(subject: Adapter, name: str) -> None:
-    """XPL-REL-012: after a call that is refused the next one is as it would have been."""
+    """XPL-REL-012: compare calls before and after one that is refused."""
     a = writable(name)
     before = answer(subject, name, a)
     for array in (n for n in a if n not in ("x", "dx")):
@@ -337,7 +337,7 @@ def test_a_refused_call_leaves_nothing(subject: Adapter, name: str) -> None:
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_leaves_nothing(subject: Adapter, name: str, gradients: bool) -> None:
-    """XPL-REL-012: after a call with NaN alone the next one is as it would have been."""
+    """XPL-REL-012: compare calls before and after one with NaN."""
     a = writable(name)
     before = answer(subject, name, a, gradients)
     spoilt = {n: np.full_like(v, np.nan) for n, v in a.items() if n in (*COTANGENTS, "x", "h_0", "c_0")}

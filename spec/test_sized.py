@@ -1,4 +1,4 @@
-"""Calls of every size and pair of options, from seeds, against every subject."""
+"""Make calls of every size and pair of options, from seeds, with every subject."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ BY_TURNS = (paths.CASES.keys() | margins.CASES.keys()) - margins.numbers().keys(
 
 
 def in_turn(name: str) -> tuple[str, ...]:
-    """Both dtypes, or one of them by turns where many calls differ in a size alone."""
+    """Return both dtypes, or one of them by turns for calls that differ only in a size."""
     both = ("float64", "float32")
-    # Far from zero a function that is cut off too early differs in float64 alone.
+    # A function that saturates too early far from zero differs only in float64.
     by_turns = name in BY_TURNS and not name.endswith("-far")
     return (both[zlib.crc32(name.encode()) % 2],) if by_turns else both
 
@@ -47,7 +47,7 @@ NAMES = [
 
 
 def answer(subject: Adapter, name: str, a: Arrays) -> Arrays:
-    """With gradients where they are offered; the forward call else, and where they have no value."""
+    """Return results with gradients if they are offered and have a value, and otherwise without."""
     case = CASES[name]
     try:
         if case.gradients:
@@ -59,7 +59,7 @@ def answer(subject: Adapter, name: str, a: Arrays) -> Arrays:
 
 
 def forward(subject: Adapter, name: str, a: Arrays) -> Arrays:
-    """The call without gradients."""
+    """Return the results of the call without gradients."""
     case = CASES[name]
     try:
         return subject.call(
@@ -71,10 +71,10 @@ def forward(subject: Adapter, name: str, a: Arrays) -> Arrays:
 
 @pytest.mark.parametrize(("name", "dtype"), NAMES)
 def test_sizes(subject: Adapter, name: str, dtype: str) -> None:
-    """XPL-NUM-001, XPL-NUM-002, XPL-SEQ-006, XPL-REL-015: with and without gradients; inputs, modes stay."""
+    """XPL-NUM-001, XPL-NUM-002, XPL-SEQ-006, XPL-REL-015: call with and without gradients."""
     case, frozen = CASES[name], given(name, dtype)
     free = {n: v.copy() for n, v in frozen.items()}
-    # By turns one of the two calls could write to its inputs, and the other one could not.
+    # One of the two calls gets read-only inputs, the other gets writable ones.
     first, second = (frozen, free) if dtype == "float64" else (free, frozen)
     got = answer(subject, name, first)
     said = faults(name, got, dtype, "dx" in got)
@@ -108,7 +108,7 @@ def test_gates_of_sizes_if_shown(subject: Adapter, name: str, dtype: str) -> Non
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", [*IN_HALVES])
 def test_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) -> None:
-    """XPL-NUM-005: by the bounds of XPL-NUM-001, of few steps, with gradients and without."""
+    """XPL-NUM-005: apply the bounds of XPL-NUM-001 to few steps, with gradients and without."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="NumPy has bfloat16 by ml_dtypes alone")
     a = {n: v.copy() for n, v in given(name, dtype).items()}
@@ -123,7 +123,7 @@ def test_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) -> Non
 
 @pytest.mark.parametrize("name", ["square"])
 def test_a_call_remembers_nothing_of_the_one_before(subject: Adapter, name: str) -> None:
-    """XPL-SEQ-002: of the same arrays with another state comes another result."""
+    """XPL-SEQ-002: change only the state, and get another result."""
     a = given(name, "float32")
     forward(subject, name, a | {"h_0": -a["h_0"], "c_0": -a["c_0"]})
     got = forward(subject, name, a)
@@ -134,14 +134,14 @@ def test_a_call_remembers_nothing_of_the_one_before(subject: Adapter, name: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", witnesses.WRONG)
 def test_a_wrong_lstm_is_found(mutant: str) -> None:
-    """Each by a call that `test_sizes` asks of every subject; the right ones pass it there."""
+    """Detect each by a call of `test_sizes`, which the right LSTMs pass there."""
     name = FOUND_BY.get(mutant)
     assert name, "a new wrong LSTM: python -m spec.witnesses"
     assert witnesses.tells(name, mutant), f"{name} finds it no more: python -m spec.witnesses"
 
 
 def off_without_gradients(factor: float) -> Call:
-    """The right LSTM, whose y is off by a factor in calls without gradients."""
+    """Return the right LSTM with y multiplied by a factor in calls without gradients."""
 
     def call(op: str, config: Config, a: Arrays) -> Arrays:
         got = RIGHT.call(op, config, a)

@@ -1,4 +1,4 @@
-"""The suite reaches a program in another process, believes its words, and is not fooled by its numbers."""
+"""Check that the suite calls a program in another process, and neither trusts nor misreads its answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = {
     "python": f"{sys.executable} {FOLDER / 'examples' / 'one_layer.py'}",
     "node": f"node {FOLDER / 'examples' / 'one_layer.mjs'}",
 }
-# A run inside a test: no plugin that it does not need.
+# A run inside a test loads no plugin that it does not need.
 WITHOUT = ("cacheprovider", "xdist", "hypothesispytest")
 PYTEST = (sys.executable, "-m", "pytest", "-q", *(f"-pno:{plugin}" for plugin in WITHOUT))
 GUIDE = FOLDER.parent / "docs" / "guides" / "specification.md"
@@ -55,7 +55,7 @@ def test_program_declares_what_it_lacks(program: Stdio) -> None:
 
 
 def answering(answer: str) -> Stdio:
-    """A program that always says the same."""
+    """Return a program that always gives the same answer."""
     return Stdio(f"{sys.executable} -c \"input(); print('{answer}')\"", patience=20)
 
 
@@ -101,7 +101,7 @@ ANSWER = (
 
 @pytest.fixture
 def echo(tmp_path: Path) -> Iterator[Callable[..., Stdio]]:
-    """A program that answers with x, after printing something first or with wrong numbers."""
+    """Yield a program that answers with x, after printing something first or with wrong numbers."""
     made: list[Stdio] = []
 
     def start(first: str = "", number: str = "q['id']") -> Stdio:
@@ -151,7 +151,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def counted(tmp_path: Path) -> Iterator[tuple[Offered, Callable[[], list[str]]]]:
-    """A program without gradients, modules and projections, and the requests that it has read."""
+    """Yield a program without gradients, modules and projections, and the requests that it has read."""
     path, log = tmp_path / "counted.py", tmp_path / "log"
     path.write_text(COUNTED.format(log=str(log)), encoding="utf-8")
     program = Stdio(f"{sys.executable} {path}", patience=20)
@@ -203,7 +203,7 @@ def test_program_that_is_not_there_is_skipped_with_the_reason() -> None:
 
 
 def suite(*arguments: str, path: str = str(FOLDER.parent)) -> subprocess.CompletedProcess[str]:
-    """The tests of records in a process of their own."""
+    """Run the tests of records in a separate process."""
     files = [str(FOLDER / "test_vectors.py"), str(FOLDER / "test_behaviour.py")]
     env = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", "XPLSTM_REQUIRE": ""}
     return subprocess.run(
@@ -225,7 +225,7 @@ def test_program_of_the_guide_passes(tmp_path: Path) -> None:
     assert re.search(r"\d\d passed", found.stdout)
 
 
-# A change to the right program, and a test that has to fail by it.
+# Each has a change to the right program, and a test that this change must fail.
 FAULTS = {
     "c before its gates": ("c = s(f) * c + s(i) * np.tanh(g)", "c = s(i) * c + s(f) * np.tanh(g)", "cell"),
     "initial h ignored": ('h, c, y = a["h_0"],', 'h, c, y = 0 * a["h_0"],', "sequence"),

@@ -1,4 +1,4 @@
-"""What the suite promises about itself: subjects, lists of deviations, cases and the report."""
+"""Test the suite itself: subjects, lists of deviations, cases and the report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ sys.exit(pytest.main([*sys.argv[1:], "--collect-only", "-qq", "-s", "-p", "no:ca
 
 @cache
 def collected() -> dict[str, list[str]]:
-    """Return the clauses of each case that pytest collects for a subject; they are the same for every one."""
+    """Return the clauses of each case that pytest collects for a subject, which every subject shares."""
     run = subprocess.run(
         [sys.executable, "-c", COLLECT, str(FOLDER), "--subject=torch"],
         capture_output=True,
@@ -115,7 +115,7 @@ def test_what_a_subject_does_not_know_it_does_not_offer(name: str, config: Confi
 
 @pytest.mark.parametrize("gradients", [False, True])
 def test_a_mask_reaches_a_module(gradients: bool) -> None:
-    """A module of one layer and direction gives what the layer gives, for a mask with holes as for any."""
+    """Compare a module of one layer and direction with the layer, for masks with holes and without."""
     record = RECORDS["mask-holes"]
     given = arrays(record["inputs"] | (record["cotangents"] if gradients else {}), "float64")
     subject, suffix = subjects()[OURS[0]], "_vjp" if gradients else ""
@@ -148,7 +148,7 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("more", [(), ("--subject=xplstm:numpy:reference",), ("--isolated",)])
 def test_a_named_subject_that_cannot_run_fails_with_its_reason(more: tuple[str, ...]) -> None:
-    # The variable makes one that is not usable here, whatever is installed.
+    # With this variable the subject cannot run, even if it is installed.
     cases = ("spec/test_vectors.py", "--subject=keras", "-k", "test_outputs and cell-float32")
     skipped = run(*cases, *more, KERAS_BACKEND="numpy")
     assert skipped.returncode == 1, skipped.stdout
@@ -198,7 +198,7 @@ sys.exit(report.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report on one kernel, without the longer tests."""
+    """Write a report on one kernel, without the longer tests, and return its folder."""
     folder = tmp_path_factory.mktemp("report")
     command = [sys.executable, "-c", MAKE, "--subject=xplstm:numpy:reference", "--out", str(folder)]
     found = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent)
@@ -289,7 +289,7 @@ def test_report_joins_the_cases_of_a_clause() -> None:
     assert report.judged("XPL-A-001", [passed, lacking])["status"] == "passed"
     assert report.judged("XPL-A-001", [lacking])["reasons"] == {"not offered": ["no masks"]}
     assert report.judged("XPL-B-001", [passed, deviates])["status"] == "deviates"
-    # A case that deviates says nothing of the clauses that its entry does not name.
+    # A case that deviates does not count for the clauses that its entry does not name.
     hidden = report.judged("XPL-A-001", [deviates, lacking])
     assert hidden["status"] == "not run"
     assert hidden["reasons"]["not run"] == ["its cases fail by XPL-B-001"]

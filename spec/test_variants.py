@@ -1,4 +1,4 @@
-"""Records of variants: clips and kinks bite, and no rounding decides on which side of one a number falls."""
+"""Check that clips and kinks apply in records of variants, and that no number is close to one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kinks_of(name: str, *settings: str) -> list[float]:
 
 
 class Watched(LSTM):
-    """An LSTM that keeps the steps of all its layers and directions."""
+    """LSTM that keeps the steps of all its layers and directions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Watched(LSTM):
 
 
 def edges(name: str) -> dict[str, tuple[list[float], np.ndarray]]:
-    """For each place where something bites: its kinks, and the numbers that meet them."""
+    """Return the kinks of each function and clip, and the numbers that reach it."""
     record, watched = RECORDS[name], Watched()
     config = {"bidirectional": False, **record["config"]}
     watched.call(record["op"], config, arrays(record["inputs"], "float64"))

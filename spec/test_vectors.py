@@ -1,4 +1,4 @@
-"""Every record against every subject, in float64, float32 and, where it can be judged, half precision."""
+"""Test every record with every subject, in float64, float32 and, where it has a bound, half precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Note: TypeAlias = Callable[[str, object], None]
 
 GATES = "XPL-CELL-006"
 PRINTED = "XPL-CELL-007"
-"""A subject without questions passes none of these; see test_behaviour.py."""
+"""Clauses that these tests do not judge, because they ask for a call of their own; see test_behaviour.py."""
 
 BOTH = pytest.mark.parametrize("dtype", ["float64", "float32"])
 HALF = {"float16": "fp16", "bfloat16": "bfloat16"}
@@ -25,7 +25,7 @@ HALF = {"float16": "fp16", "bfloat16": "bfloat16"}
 
 
 def draws(name: str) -> bool:
-    """Whether the record draws random numbers, which calls without gradients do not."""
+    """Return whether the record draws random numbers, which calls without gradients do not."""
     return not RECORDS[name]["config"].keys().isdisjoint(("dropout", "noise"))
 
 
@@ -39,7 +39,7 @@ WITHOUT_DRAWS = [name for name in VALID if not draws(name)]
 
 
 def cases(names: Sequence[str], clauses: Callable[[str], Sequence[str]]) -> Callable[..., Any]:
-    """A test for each record, with the clauses of it that the test looks at."""
+    """Return a test for each record, with the clauses of the record that the test judges."""
     values = [pytest.param(name, marks=pytest.mark.clauses(*clauses(name))) for name in names]
     return pytest.mark.parametrize("name", values)
 
@@ -51,7 +51,7 @@ def of_outputs(name: str) -> list[str]:
 
 
 def of_gradients(name: str) -> list[str]:
-    """All that a record tests where a call without gradients does not test it."""
+    """Return the clauses of a record that only a call with gradients tests."""
     return [c for c in RECORDS[name]["clauses"] if c.startswith("XPL-GRAD-") or draws(name)]
 
 
@@ -69,7 +69,7 @@ def nothing(_: str) -> list[str]:
 
 @cache
 def run(subject: Adapter, name: str, gradients: bool, dtype: str) -> tuple[Arrays, Arrays]:
-    """What went in and what came out, once for all the tests that look at it."""
+    """Return the inputs and the results of a record, cached for all tests that use them."""
     record = RECORDS[name]
     inputs = arrays(record["inputs"], dtype)
     if gradients:
@@ -79,7 +79,7 @@ def run(subject: Adapter, name: str, gradients: bool, dtype: str) -> tuple[Array
 
 
 def call(subject: Adapter, name: str, gradients: bool, dtype: str) -> tuple[Arrays, Arrays]:
-    """Run a record; a subject that does not offer it is skipped with its own words."""
+    """Run a record; skip the test with the reason of a subject that does not offer it."""
     try:
         return run(subject, name, gradients, dtype)
     except Unsupported as reason:
@@ -87,7 +87,7 @@ def call(subject: Adapter, name: str, gradients: bool, dtype: str) -> tuple[Arra
 
 
 def call_either(subject: Adapter, name: str, gradients: bool, dtype: str) -> tuple[Arrays, Arrays]:
-    """Run a record; one that offers no gradients is asked for the outputs alone, where nothing is drawn."""
+    """Run a record; use the outputs alone if there are no gradients and nothing is drawn."""
     try:
         return run(subject, name, gradients, dtype)
     except Unsupported:
@@ -124,7 +124,7 @@ def test_gradients(subject: Adapter, name: str, dtype: str, note: Note) -> None:
 
 
 def in_half(group: str, dtype: str) -> list[str]:
-    """The records that say something of a group in half precision."""
+    """Return the records that have a bound for a group in half precision."""
     return [name for name in VALID if group in RECORDS[name]["tolerance"].get(HALF[dtype], {})]
 
 
@@ -144,7 +144,7 @@ def test_half_precision(subject: Adapter, name: str, dtype: str, note: Note) -> 
 @BOTH
 @cases(named("layer", "stress"), whole)
 def test_stress(subject: Adapter, name: str, dtype: str) -> None:
-    """XPL-NUM-006: what holds of any LSTM, where rounding errors grow too large for anything else."""
+    """XPL-NUM-006: check properties of every LSTM where rounding errors grow too large for a comparison."""
     inputs, got = call(subject, name, False, dtype)
     assert not broken(inputs, got)
 
@@ -166,7 +166,7 @@ def test_gates_if_shown(subject: Adapter, name: str, dtype: str) -> None:
 @BOTH
 @cases([name for name in WITH_GRADIENTS if padded(name)], of_padding)
 def test_padding_is_exact(subject: Adapter, name: str, dtype: str) -> None:
-    """XPL-GRAD-002: zeros are exact, and so is a state that nothing changes."""
+    """XPL-GRAD-002: check that zeros are exact, and that a state without steps keeps its bits."""
     record = RECORDS[name]
     inputs, got = call_either(subject, name, True, dtype)
     exists = existing(record["config"], *inputs["x"].shape[:2])
@@ -178,7 +178,7 @@ def test_padding_is_exact(subject: Adapter, name: str, dtype: str) -> None:
 
 
 def existing(config: Record, T: int, B: int) -> np.ndarray:
-    """(T, B), true where a step exists."""
+    """Return an array (T, B) that is true for the valid steps."""
     if "mask" in config:
         return np.asarray(config["mask"])
     return np.arange(T)[:, None] < np.asarray(config["lengths"] or [T] * B)[None, :]
@@ -217,7 +217,7 @@ def test_refused_with_the_shapes(subject: Adapter, name: str, dtype: str) -> Non
 
 
 def says(message: str, fault: Record) -> bool:
-    """Whether one line of `message` holds the parameter's name and both of its shapes."""
+    """Return whether one line of `message` contains the parameter's name and both of its shapes."""
     shapes = [r"\D+".join(map(str, fault[key])) + r"\b" for key in ("expected", "given")]
     return any(
         re.search(rf"\b{fault['argument']}\b", line) and all(re.search(rf"\b{s}", line) for s in shapes)

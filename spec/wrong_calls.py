@@ -1,4 +1,4 @@
-"""Define LSTMs whose faults are in what they remember, return, change, or find out about their arguments."""
+"""Define LSTMs with faults in what they remember, return, change, or detect about their arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from spec.subject import Arrays
 
 
 class Plain:
-    """An LSTM in float64 whose faults are in what it remembers, returns or changes."""
+    """LSTM in float64 that calls `ask`."""
 
     def __init__(self, ask: Call = RIGHT.call) -> None:
         self.ask = ask
@@ -54,7 +54,7 @@ def buffered() -> Call:
 
 
 def packed_once() -> Call:
-    """Weights are remembered by the address of their array."""
+    """Return an LSTM that remembers weights by the address of their array."""
     kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def call(op: str, config: Record, a: Arrays) -> Arrays:
@@ -67,7 +67,7 @@ def packed_once() -> Call:
 
 
 def packed_by_sum() -> Call:
-    """Weights are remembered by their shape and sum."""
+    """Return an LSTM that remembers weights by their shape and sum."""
     kept: dict[tuple[str, tuple[int, ...], float], np.ndarray] = {}
 
     def call(op: str, config: Record, a: Arrays) -> Arrays:
@@ -78,7 +78,7 @@ def packed_by_sum() -> Call:
 
 
 def lanes_of_nan() -> Call:
-    """A lane that pads the units has NaN left from the call before, which a weight of zero does not hide."""
+    """Return an LSTM that keeps a NaN of the previous call in a padded unit."""
     left = 0.0
 
     def call(op: str, config: Record, a: Arrays) -> Arrays:
@@ -91,7 +91,7 @@ def lanes_of_nan() -> Call:
 
 
 def with_large_buffers() -> Call:
-    """Results of more than a thousand numbers are in a buffer."""
+    """Return an LSTM that reuses a buffer for results of more than a thousand numbers."""
     kept: Arrays = {}
 
     def call(op: str, config: Record, a: Arrays) -> Arrays:
@@ -106,7 +106,7 @@ def with_large_buffers() -> Call:
 
 
 def setting(change: Callable[[], object]) -> Call:
-    """A call that sets something of the process to the same value each time."""
+    """Return an LSTM that changes a setting of the process to the same value in each call."""
 
     def call(op: str, config: Record, a: Arrays) -> Arrays:
         change()
@@ -149,7 +149,7 @@ if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1:
 
 
 def scratch() -> Call:
-    """All calls hold x in one place."""
+    """Return an LSTM whose calls share one place for x."""
     place: Arrays = {}
 
     def call(op: str, config: Record, a: Arrays) -> Arrays:
@@ -161,7 +161,7 @@ def scratch() -> Call:
 
 
 def in_a_ring() -> Call:
-    """Two calls of a size have two buffers, and the third one the first again."""
+    """Return an LSTM that alternates between two buffers for each size."""
     kept: Arrays = {}
     calls = 0
 
@@ -176,7 +176,7 @@ def in_a_ring() -> Call:
 
 
 def in_an_arena() -> Call:
-    """Results of all sizes are in one place."""
+    """Return an LSTM that puts the results of all sizes at one place."""
     place = np.empty(1 << 16)
 
     def call(op: str, config: Record, a: Arrays) -> Arrays:
@@ -201,7 +201,7 @@ def emptied(op: str, config: Record, a: Arrays) -> Arrays:
 
 
 def rows_by_width(op: str, config: Record, a: Arrays) -> Arrays:
-    """The stride of the last axis alone is looked at."""
+    """Compute from the memory of an array whose last axis is contiguous, without its other strides."""
     return RIGHT.call(
         op, config, {n: from_here(v) if v.strides[-1] == v.itemsize else v for n, v in a.items()}
     )
@@ -233,7 +233,7 @@ def own_state(op: str, config: Record, a: Arrays) -> Arrays:
 
 
 def in_c_order(op: str, config: Record, a: Arrays) -> Arrays:
-    """Memory is read from the first address on."""
+    """Compute from the memory of each array in C order, from its first address."""
     return RIGHT.call(op, config, {n: from_the_first(v) for n, v in a.items()})
 
 
@@ -255,7 +255,7 @@ def sorting(op: str, config: Record, a: Arrays) -> Arrays:
 
 
 def gradients_by_object(op: str, config: Record, a: Arrays) -> Arrays:
-    """Parameters that are one array have one gradient, their sum."""
+    """Compute one gradient, the sum, for all parameters that are one array."""
     got = RIGHT.call(op, config, a)
     return got | {
         f"d{n}": np.sum([got[f"d{m}"] for m, w in a.items() if w is v and f"d{m}" in got], axis=0)
@@ -265,13 +265,13 @@ def gradients_by_object(op: str, config: Record, a: Arrays) -> Arrays:
 
 
 def one_object(op: str, config: Record, a: Arrays) -> Arrays:
-    """A state that is the other one's array is taken for one that was left out."""
+    """Compute with c_0 of zeros where it is the array of h_0."""
     same = a["c_0"] is a["h_0"]
     return RIGHT.call(op, config, a | ({"c_0": np.zeros_like(a["c_0"])} if same else {}))
 
 
 def of_one_vector(op: str, config: Record, a: Arrays) -> Arrays:
-    """Parameters that are parts of one vector are taken in another order than that of their names."""
+    """Compute with parameters in reversed order where they are parts of one vector."""
     weights = {n: v for n, v in a.items() if n.startswith(("weight", "bias"))}
     if len(weights) != len({id(root(v)) for v in weights.values()}):
         whole = np.concatenate([v.ravel() for v in reversed(weights.values())])
@@ -284,7 +284,7 @@ def of_one_vector(op: str, config: Record, a: Arrays) -> Arrays:
 
 
 def apart(op: str, config: Record, a: Arrays) -> Arrays:
-    """An array that begins inside another one is taken for a result of an earlier call, and set to zero."""
+    """Compute with zeros for each array that begins inside another one."""
     inside = {
         n for (n, v), (_, w) in permutations(a.items(), 2) if address(w) < address(v) < address(w) + w.nbytes
     }
