@@ -55,7 +55,7 @@ typedef struct Back {
     const REAL **dz_rows, **dh_rows;
     REAL *products;
     Exposed exposed; /* one batch entry, for layer normalisation */
-    REAL *scaled;    /* dz in the layout of panels, twice */
+    REAL *scaled;    /* dz in the layout of panels, before and after the normalisation backward */
 } Back;
 
 static size_t NAME(carve_back)(Back *w, char *memory)
@@ -121,7 +121,7 @@ static void NAME(reset_project_back)(const Back *w, Size at, Size b, REAL *dh)
     const REAL *gates = (const REAL *)w->f->kept[w->direction].gates + at * 4 * p->units;
     REAL *dc = (REAL *)w->f->dc[w->direction] + b * p->units;
     for (Size unit = 0; unit < p->P; unit += LANES) {
-        Size width = p->P - unit < LANES ? p->P - unit : LANES;
+        Size width = p->P - unit;
         V d = NAME(reset_blend_back)(gates + 4 * unit, load_part(dh + unit, width), dc + unit);
         store_part(dh + unit, d, width);
     }
@@ -153,10 +153,7 @@ static void NAME(backward_project)(const Back *w, Size t, Size n)
 INLINE void NAME(store_blocks)(REAL *dz, Size H, Size width, const V d[4])
 {
     for (Size gate = 0; gate < 4; gate++)
-        if (width == LANES)
-            store(dz + gate * H, d[gate]);
-        else
-            store_part(dz + gate * H, d[gate], width);
+        store_part(dz + gate * H, d[gate], width);
 }
 
 /* Return the gradient with respect to m of one vector of units. Zoneout leaves the gradient with respect to
@@ -167,7 +164,7 @@ INLINE V NAME(dm_of)(const Packed *p, const REAL *products, REAL *dh, const REAL
     const Pointwise *how = &p->pointwise;
     if (p->projected)
         return load(products + unit);
-    V dm = load(dh + unit) + (width == LANES ? load(dy + unit) : load_part(dy + unit, width));
+    V dm = load(dh + unit) + load_part(dy + unit, width);
     if (composed && how->hold_h != 0)
         store(dh + unit, NAME(hold_back)(&dm, held_h ? held_h + unit : NULL, how->hold_h));
     return dm;
@@ -181,8 +178,8 @@ static void NAME(back_exposed)(const Back *w, Size at, Size row, const REAL *pro
     const Kept *kept = &w->f->kept[w->direction];
     REAL *dseen = (REAL *)w->rows->dseen + row * p->H;
     for (Size unit = 0; unit < p->units; unit += LANES) {
-        Size width = p->H - unit < LANES ? p->H - unit : LANES;
-        store(w->exposed.dm + unit, NAME(dm_of)(p, products, dh, dy, held_h, unit, width, 1));
+        V dm = NAME(dm_of)(p, products, dh, dy, held_h, unit, p->H - unit, 1);
+        store(w->exposed.dm + unit, dm);
     }
     NAME(exposed_backward)(p, (const REAL *)kept->gates + at * 4 * p->units,
                            (const REAL *)kept->exposed + at * p->units,
@@ -199,13 +196,11 @@ static void NAME(back_inputs)(const Back *w, Size at, Size row)
     const void *hats[] = {kept->inputs, kept->products}, *gains[] = {p->gain_ih, p->gain_hh};
     void *to[] = {w->rows->dzx, w->rows->dzh};
     for (int n = 0; n < 2; n++) {
-        REAL *d = w->scaled + n * size;
+        REAL *d = w->scaled + size;
         const REAL *hat = (const REAL *)hats[n] + at * size;
-        if (n == 0)
-            __builtin_memcpy(d + size, d, (size_t)size * sizeof(REAL));
-        NAME(gain_back)(d, gains[n], hat, ((const REAL *)kept->scales)[3 * at + n], p->H, 4);
+        NAME(gain_back)(w->scaled, gains[n], hat, ((const REAL *)kept->scales)[3 * at + n], p->H, 4, d);
         for (Size unit = 0; unit < p->units; unit += LANES) {
-            Size width = p->H - unit < LANES ? p->H - unit : LANES;
+            Size width = p->H - unit;
             const REAL *from = d + 4 * unit;
             V blocks[4] = {load(from), load(from + LANES), load(from + 2 * LANES), load(from + 3 * LANES)};
             NAME(store_blocks)((REAL *)to[n] + row * 4 * p->H + unit, p->H, width, blocks);
@@ -240,7 +235,7 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
         if (normal)
             NAME(back_exposed)(w, at, row, products, dh, dy, held_h);
         for (Size unit = w->panel * LANES; unit < w->panels * LANES; unit += LANES) {
-            Size width = H - unit < LANES ? H - unit : LANES;
+            Size width = H - unit;
             V d[4], c_hat = all(0), old_c = all(0);
             if (composed && how->kind == ELMAN_STEP) {
                 NAME(elman_backward)(p, unit, width, gates + 4 * unit, m ? products : dh, m ? NULL : dy, m,
@@ -504,8 +499,7 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
 static void NAME(apply)(int function, Size n, const void *x, void *y)
 {
     for (Size k = 0; k < n; k += LANES) {
-        Size width = n - k < LANES ? n - k : LANES;
-        V v = load_part((const REAL *)x + k, width);
-        store_part((REAL *)y + k, function ? NAME(tanh)(v) : NAME(sigmoid)(v), width);
+        V v = load_part((const REAL *)x + k, n - k);
+        store_part((REAL *)y + k, function ? NAME(tanh)(v) : NAME(sigmoid)(v), n - k);
     }
 }

@@ -90,6 +90,8 @@ INLINE V NAME(slope)(const Activation *f, V z, V a)
 /* Clip x to [-bound, bound]; NaN stays NaN. */
 INLINE V NAME(clip)(V x, double bound)
 {
+    if (__builtin_isinf(bound))
+        return x;
     V high = all((REAL)bound), low = all((REAL)-bound);
     x = less(high, x, high, x);
     return less(x, low, low, x);
@@ -150,9 +152,9 @@ INLINE void NAME(gated_gates)(const REAL *z, Size z_step, Size rows, Size width,
             store(to + 2 * LANES, n);
             store(to + 3 * LANES, last);
         }
-        store_part(out[k] + unit, h, width < LANES ? width : LANES);
+        store_part(out[k] + unit, h, width);
         if (copy)
-            store_part(copy[k] + unit, h, width < LANES ? width : LANES);
+            store_part(copy[k] + unit, h, width);
     }
 }
 
@@ -218,8 +220,8 @@ INLINE V NAME(reset_backward)(const REAL *kept, V h_before, V dm, REAL *dc, V dz
 /* Return the number of units of an RNN in a vector; the last vector of a quarter may have fewer. */
 INLINE Size NAME(elman_width)(const Packed *p, Size at, Size width)
 {
-    Size some = width < LANES ? width : LANES, left = p->M - at < 0 ? 0 : p->M - at;
-    return left < some ? left : some;
+    Size left = p->M - at < 0 ? 0 : p->M - at;
+    return left < width ? left : width;
 }
 
 /* The step of an RNN: compute one vector of units in each quarter. Implements xplstm.cells.rnn. */
@@ -266,7 +268,7 @@ INLINE void NAME(elman_backward)(const Packed *p, Size unit, Size width, const R
 
 /* Last part of a step for one vector of units: compute h and c after zoneout from c' and from the input of
    H. */
-INLINE void NAME(composed_output)(const Packed *p, V seen, V cell, V o, V c_old, Size some, REAL *c_new,
+INLINE void NAME(composed_output)(const Packed *p, V seen, V cell, V o, V c_old, Size width, REAL *c_new,
                                   REAL *out, REAL *copy, const Hold *hold, Size r, Size unit)
 {
     const Pointwise *how = &p->pointwise;
@@ -274,12 +276,12 @@ INLINE void NAME(composed_output)(const Packed *p, V seen, V cell, V o, V c_old,
     if (how->hold_c != 0)
         cell = NAME(hold)(cell, c_old, hold->held_c ? hold->held_c[r] + unit : NULL, how->hold_c);
     if (how->hold_h != 0 && !p->projected)
-        m = NAME(hold)(m, load_part(hold->h[r] + unit, some), hold->held_h ? hold->held_h[r] + unit : NULL,
+        m = NAME(hold)(m, load_part(hold->h[r] + unit, width), hold->held_h ? hold->held_h[r] + unit : NULL,
                        how->hold_h);
     store(c_new + unit, cell);
-    store_part(out + unit, m, some);
+    store_part(out + unit, m, width);
     if (copy)
-        store_part(copy + unit, m, some);
+        store_part(copy + unit, m, width);
 }
 
 /* `gates` with options. With layer normalisation c' and o are left in z, for `composed_output`. `ch` holds
@@ -289,7 +291,6 @@ static void NAME(composed_gates)(const Packed *p, REAL *z, Size z_step, Size row
                                  REAL *const *copy, REAL *const *kept, const Hold *hold, Size unit)
 {
     const Pointwise *how = &p->pointwise;
-    Size some = width < LANES ? width : LANES;
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
     if (how->kind == GRU_STEP) {
         NAME(gated_gates)(z, z_step, rows, width, c, c_new, out, copy, kept, unit);
@@ -329,8 +330,8 @@ static void NAME(composed_gates)(const Packed *p, REAL *z, Size z_step, Size row
             store(z + 3 * LANES, o);
             continue;
         }
-        NAME(composed_output)(p, cell, cell, o, c_old, some, c_new[r], out[r], copy ? copy[r] : NULL, hold, r,
-                              unit);
+        NAME(composed_output)(p, cell, cell, o, c_old, width, c_new[r], out[r], copy ? copy[r] : NULL, hold,
+                              r, unit);
     }
 }
 

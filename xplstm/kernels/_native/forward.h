@@ -30,13 +30,8 @@ INLINE void NAME(outputs_of_cells)(const REAL *z, Size z_step, Size rows, Size w
 {
     for (Size r = 0; r < rows; r++, z += z_step) {
         V m = load(z + 3 * LANES) * NAME(tanh)(load(c_new[r] + unit));
-        if (width >= LANES)
-            store(out[r] + unit, m);
-        else
-            store_part(out[r] + unit, m, width);
-        if (copy && width >= LANES)
-            store(copy[r] + unit, m);
-        else if (copy)
+        store_part(out[r] + unit, m, width);
+        if (copy)
             store_part(copy[r] + unit, m, width);
     }
 }
@@ -57,17 +52,20 @@ typedef struct Walk {
     Hold hold; /* for each row of the current step */
     REAL *cells, *m, *gates, *z, *hoisted, *zeros, *seen;
     REAL *inputs, *exposed; /* for layer normalisation: W_ih x, and c' of one batch entry */
-    Size hoisted_rows;
+    Size hoisted_rows, normal_rows;
     Size row_step, panel_step; /* distances in `hoisted` between rows and between panels */
-    const REAL *ready;         /* W_ih x of the current step if it is hoisted, else NULL */
+    REAL *ready;               /* W_ih x of the current step if it is hoisted, else NULL */
     Size waiting, present;     /* number of later steps that are hoisted, and of current batch entries */
     char *entered[2];          /* rows converted for integer products: x, and h or m */
     const REAL **entered_rows[2];
 } Walk;
 
-/* Return how many rows keep z of all units in the L2 cache between product and normalisation. */
+/* Return how many rows keep z of all units in the L2 cache between product and normalisation, or 0 without
+   normalisation. */
 static Size NAME(normal_rows)(const Forward *f)
 {
+    if (!f->packed[0]->pointwise.normal)
+        return 0;
     Size rows = f->cache / 2 / (Size)sizeof(REAL) / (4 * f->packed[0]->units);
     return rows < ROWS ? ROWS : rows > NAME(CHUNK) ? NAME(CHUNK) : rows;
 }
@@ -118,7 +116,7 @@ static size_t NAME(carve_walk)(Walk *w, char *memory)
     w->m = take(&arena, B * (size_t)p->m_units * sizeof(REAL));
     int blends = p->pointwise.kind == RESET_STEP && !w->f->keep;
     w->gates = take(&arena, blends ? B * 4 * (size_t)p->units * sizeof(REAL) : 0);
-    size_t normal = p->pointwise.normal ? (size_t)NAME(normal_rows)(w->f) * panels : 0;
+    size_t normal = (size_t)w->normal_rows * panels;
     w->z = take(&arena, (most > normal ? most : normal) * PANEL * sizeof(REAL));
     w->inputs = take(&arena, normal * PANEL * sizeof(REAL));
     w->exposed = take(&arena, normal ? (size_t)p->units * sizeof(REAL) : 0);
@@ -140,6 +138,7 @@ static size_t NAME(forward_scratch)(const Forward *f)
     w.f = f;
     w.p = f->packed[0];
     w.hoisted_rows = NAME(hoisted_rows)(f);
+    w.normal_rows = NAME(normal_rows)(f);
     return NAME(carve_walk)(&w, NULL);
 }
 
@@ -151,6 +150,7 @@ static void NAME(open_walk)(Walk *w, const Forward *f, int direction, int member
     w->panels = NAME(panels)(p->H);
     w->outputs = p->projected ? NAME(outputs)(p->P) : 0;
     w->hoisted_rows = NAME(hoisted_rows)(f);
+    w->normal_rows = NAME(normal_rows)(f);
     NAME(carve_walk)(w, memory);
     /* Each output of a projection needs all units, so the team shares one m, and the arrays that
        `reset_blend` reads and writes. The barriers around `project` order writes before reads. */
@@ -227,7 +227,8 @@ static void NAME(normalise_input)(const Walk *w, REAL *zx, Size at)
 {
     const Packed *p = w->p;
     REAL *kept = w->f->keep ? (REAL *)w->f->kept[w->direction].inputs + at * 4 * p->units : NULL;
-    NAME(normalise)(zx, p->H, 4, p->gain_ih, p->biased ? p->bias : NULL, kept, NAME(scale_at)(w, at, 0));
+    NAME(normalise)(zx, LANES, p->H, 4, p->gain_ih, p->biased ? p->bias : NULL, kept,
+                    NAME(scale_at)(w, at, 0), zx);
 }
 
 /* Compute W_ih x + b of several steps, for this thread's rows and panels: (rows, panels). */
@@ -251,12 +252,6 @@ static void NAME(hoist)(Walk *w, Size from, Size to)
         products->product(rows, n, I, NAME(panel_at)(w->p, w->p->ih, I, panel),
                           w->hoisted + (panel - w->panel) * w->panel_step, w->row_step, NULL, 0,
                           w->p->biased && !normal ? (const REAL *)w->p->bias + panel * PANEL : NULL);
-    n = 0;
-    for (Size s = from; s < to && normal; s++) {
-        Size t = w->reverse ? w->f->T - 1 - s : s, found = NAME(find_active)(w, t, w->active);
-        for (Size k = 0; k < found; k++, n++)
-            NAME(normalise_input)(w, w->hoisted + n * mine * PANEL, t * w->f->B + w->active[k]);
-    }
 }
 
 /* Apply recurrent dropout to the numbers of h from `first` to `last`. */
@@ -469,37 +464,37 @@ static void NAME(expose)(const Walk *w, Size k, Size at, const REAL *z)
     const Packed *p = w->p;
     REAL *kept = w->f->keep ? (REAL *)w->f->kept[w->direction].exposed + at * p->units : NULL;
     Hold hold = NAME(hold_from)(w, k);
-    for (Size unit = 0; unit < p->units; unit += LANES)
-        store(w->exposed + unit, load(z + 4 * unit + 2 * LANES));
-    NAME(normalise)(w->exposed, p->H, 1, p->gain_c, p->bias_c, kept, NAME(scale_at)(w, at, 2));
+    NAME(normalise)(z + 2 * LANES, 4 * LANES, p->H, 1, p->gain_c, p->bias_c, kept, NAME(scale_at)(w, at, 2),
+                    w->exposed);
     for (Size unit = 0; unit < p->units; unit += LANES) {
-        Size width = NAME(step_width)(p, unit), some = width < LANES ? width : LANES;
+        Size width = NAME(step_width)(p, unit);
         V cell = load(z + 4 * unit + 2 * LANES), o = load(z + 4 * unit + 3 * LANES);
         REAL *copy = w->f->keep && !p->projected ? w->copy[k] : NULL;
-        NAME(composed_output)(p, load(w->exposed + unit), cell, o, load(w->c_rows[k] + unit), some,
+        NAME(composed_output)(p, load(w->exposed + unit), cell, o, load(w->c_rows[k] + unit), width,
                               w->c_new[k], w->out[k], copy, &hold, 0, unit);
     }
 }
 
 /* Run one step with layer normalisation: the gates of a batch entry need the products of all units. */
-static void NAME(step_normal)(Walk *w, Size t, Size n, const REAL *hoisted)
+static void NAME(step_normal)(Walk *w, Size t, Size n, REAL *hoisted)
 {
     const Packed *p = w->p;
-    Size wide = 4 * p->units, most = NAME(normal_rows)(w->f);
+    Size wide = 4 * p->units, most = w->normal_rows;
     for (Size from = 0; from < n; from += most) {
         Size rows = n - from < most ? n - from : most;
-        const REAL *u = hoisted ? hoisted + from * wide : w->inputs;
-        if (!hoisted) {
-            NAME(multiply)(w, NAME(enter)(w, w->x_rows + from, rows, p->I, 0), rows, p->I, p->ih, w->inputs);
-            for (Size k = 0; k < rows; k++)
-                NAME(normalise_input)(w, w->inputs + k * wide, t * w->f->B + w->active[from + k]);
-        }
+        REAL *u = hoisted ? hoisted + from * wide : w->inputs;
+        if (!hoisted)
+            NAME(multiply)(w, NAME(enter)(w, w->x_rows + from, rows, p->I, 0), rows, p->I, p->ih, u);
+        /* This does not depend on the previous step, so the processor overlaps it with the end of that step.
+         */
+        for (Size k = 0; k < rows; k++)
+            NAME(normalise_input)(w, u + k * wide, t * w->f->B + w->active[from + k]);
         NAME(multiply)(w, NAME(enter)(w, w->h_rows + from, rows, p->P, 1), rows, p->P, p->hh, w->z);
         for (Size k = 0; k < rows; k++) {
             Size at = t * w->f->B + w->active[from + k];
             REAL *kept = w->f->keep ? (REAL *)w->f->kept[w->direction].products + at * wide : NULL;
-            NAME(normalise)(w->z + k * wide, p->H, 4, p->gain_hh, u + k * wide, kept,
-                            NAME(scale_at)(w, at, 1));
+            NAME(normalise)(w->z + k * wide, LANES, p->H, 4, p->gain_hh, u + k * wide, kept,
+                            NAME(scale_at)(w, at, 1), w->z + k * wide);
         }
         Hold hold = NAME(hold_from)(w, from);
         for (Size unit = 0; unit < p->units; unit += LANES)

@@ -27,7 +27,7 @@ static void STORE(enter)(const REAL *a, Size K, void *to)
 {
     VI most = {0};
     for (Size k = 0; k < K; k += LANES) {
-        VI bits = (VI)NAME(magnitude)(K - k < LANES ? load_part(a + k, K - k) : load(a + k));
+        VI bits = (VI)NAME(magnitude)(load_part(a + k, K - k));
         VI greater = bits > most;
         most = (bits & greater) | (most & ~greater);
     }
@@ -42,7 +42,7 @@ static void STORE(enter)(const REAL *a, Size K, void *to)
     const V by = all(finite ? STORE(LIMIT) / largest : 0);
     uint8_t *digit = (uint8_t *)to + sizeof(REAL);
     for (Size k = 0; k < K; k += LANES, digit += LANES) {
-        V x = K - k < LANES ? load_part(a + k, K - k) : load(a + k);
+        V x = load_part(a + k, K - k);
         VI n = NAME(nearest)(finite ? x * by : all(0));
         VI above = n > STORE(LIMIT);
         n = ((n & ~above) | (above & STORE(LIMIT))) + (1 << (8 * DIGITS - 1));

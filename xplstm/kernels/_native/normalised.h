@@ -25,6 +25,13 @@ INLINE Lanes NAME(no_sums)(int blocks)
     return of;
 }
 
+/* Return sum / n. The product with the reciprocal of a power of two is faster and has the same bits. */
+INLINE V NAME(divided)(V sum, Size n)
+{
+    V count = all((REAL)n), part = all(1 / (REAL)n);
+    return n & (n - 1) ? sum / count : sum * part;
+}
+
 /* Return the sum over the lanes of all accumulators, in every lane. */
 INLINE V NAME(add_lanes)(const Lanes *of, int blocks)
 {
@@ -49,63 +56,73 @@ INLINE V NAME(first)(V v, Size width)
     return width >= LANES ? v : less(lane, all((REAL)width), v, all(0));
 }
 
-/* Subtract `mean` from the H units of each of the `blocks`, stored in vectors. Return the sum of the results,
-   or of their squares, in every lane. */
-INLINE V NAME(row_sum)(REAL *a, Size H, int blocks, V mean, int squares)
+/* Return the mean of the H units of each of the `blocks`, or of the squares of their distances from `mean`,
+   in every lane. The vectors of numbers have the distance `step`. */
+INLINE V NAME(row_mean)(const REAL *a, Size step, Size H, int blocks, V mean, int squares)
 {
     Lanes of = NAME(no_sums)(blocks);
-    for (Size unit = 0, at = 0; unit < H;)
-        for (int j = 0; j < NAME(WAYS) && unit < H; j++, unit += LANES)
-            EACH (block, blocks) {
-                V v = load(a + at);
-                if (squares)
-                    store(a + at, v = v - mean);
-                v = NAME(first)(v, H - unit);
-                at += LANES;
-                of.sum[j][block] = squares ? fma(v, v, of.sum[j][block]) : of.sum[j][block] + v;
-            }
-    return NAME(add_lanes)(&of, blocks);
+    for (Size left = H; left > 0; left -= NAME(WAYS) * LANES, a += NAME(WAYS) * blocks * step)
+        EACH (j, NAME(WAYS))
+            if (left > j * LANES)
+                EACH (block, blocks) {
+                    V v = load(a + (j * blocks + block) * step);
+                    v = NAME(first)(squares ? v - mean : v, left - j * LANES);
+                    of.sum[j][block] = squares ? fma(v, v, of.sum[j][block]) : of.sum[j][block] + v;
+                }
+    return NAME(divided)(NAME(add_lanes)(&of, blocks), H * blocks);
 }
 
-/* Scale a row to mean 0 and variance 1, then multiply it by `gain` and add `more`, if that is not NULL. The
-   backward pass needs the row before the gain and the reciprocal of its divisor, which go to `kept` and
-   `scale`, if those are not NULL. */
-INLINE void NAME(normalise)(REAL *a, Size H, int blocks, const REAL *gain, const REAL *more, REAL *kept,
-                            REAL *scale)
+INLINE void NAME(normalise_units)(const REAL *a, Size step, Size H, int blocks, const REAL *gain,
+                                  const REAL *more, REAL *kept, REAL *scale, REAL *to)
 {
-    Size size = (H + LANES - 1) / LANES * LANES * blocks;
-    V count = all((REAL)(H * blocks)), mean = NAME(row_sum)(a, H, blocks, all(0), 0) / count;
-    V variance = NAME(row_sum)(a, H, blocks, mean, 1) / count;
+    V mean = NAME(row_mean)(a, step, H, blocks, all(0), 0);
+    V variance = NAME(row_mean)(a, step, H, blocks, mean, 1);
     REAL divisor = (REAL)__builtin_sqrt((double)(variance[0] + NORMAL_EPSILON));
     V factor = all(1 / divisor);
     if (scale)
         *scale = factor[0];
-    for (Size n = 0; n < size; n += LANES) {
-        V v = load(a + n) * factor;
+    for (Size n = 0, vectors = (H + LANES - 1) / LANES * blocks; n < vectors; n++) {
+        V v = (load(a + n * step) - mean) * factor, scaled = load(gain + n * LANES);
         if (kept)
-            store(kept + n, v);
-        store(a + n, more ? fma(v, load(gain + n), load(more + n)) : v * load(gain + n));
+            store(kept + n * LANES, v);
+        store(to + n * LANES, more ? fma(v, scaled, load(more + n * LANES)) : v * scaled);
     }
 }
 
-/* `normalise` backward, in place, from the scaled row before the gain and the scale. */
-INLINE void NAME(gain_back)(REAL *d, const REAL *gain, const REAL *unit_row, REAL scale, Size H, int blocks)
+/* Scale a row to mean 0 and variance 1, then multiply it by `gain` and add `more`, if that is not NULL. Its
+   vectors have the distance `step`; those of `to` are contiguous. The backward pass needs the row before the
+   gain and the reciprocal of its divisor, which go to `kept` and `scale`, if those are not NULL. The case of
+   one full vector per block has no loops and less latency, which is most of the time of so short a step. */
+INLINE void NAME(normalise)(const REAL *a, Size step, Size H, int blocks, const REAL *gain, const REAL *more,
+                            REAL *kept, REAL *scale, REAL *to)
+{
+    if (H == LANES)
+        NAME(normalise_units)(a, step, LANES, blocks, gain, more, kept, scale, to);
+    else
+        NAME(normalise_units)(a, step, H, blocks, gain, more, kept, scale, to);
+}
+
+/* `normalise` backward, from the scaled row before the gain and the scale: convert `d` to `to`. */
+INLINE void NAME(gain_back)(const REAL *d, const REAL *gain, const REAL *unit_row, REAL scale, Size H,
+                            int blocks, REAL *to)
 {
     Size size = (H + LANES - 1) / LANES * LANES * blocks;
-    V count = all((REAL)(H * blocks));
     Lanes plain = NAME(no_sums)(blocks), along = plain;
-    for (Size unit = 0, at = 0; unit < H;)
-        for (int j = 0; j < NAME(WAYS) && unit < H; j++, unit += LANES)
-            EACH (block, blocks) {
-                V v = load(d + at) * load(gain + at), some = NAME(first)(v, H - unit);
-                store(d + at, v);
-                plain.sum[j][block] = plain.sum[j][block] + some;
-                along.sum[j][block] = fma(some, load(unit_row + at), along.sum[j][block]);
-                at += LANES;
-            }
-    V mean = NAME(add_lanes)(&plain, blocks) / count, part = NAME(add_lanes)(&along, blocks) / count;
-    for (Size n = 0; n < size; n += LANES)
-        store(d + n, fnma(load(unit_row + n), part, load(d + n) - mean) * all(scale));
+    for (Size left = H, at = 0; left > 0; left -= NAME(WAYS) * LANES, at += NAME(WAYS) * LANES * blocks)
+        EACH (j, NAME(WAYS))
+            if (left > j * LANES)
+                EACH (block, blocks) {
+                    Size n = at + (j * blocks + block) * LANES;
+                    V v = NAME(first)(load(d + n) * load(gain + n), left - j * LANES);
+                    plain.sum[j][block] = plain.sum[j][block] + v;
+                    along.sum[j][block] = fma(v, load(unit_row + n), along.sum[j][block]);
+                }
+    V mean = NAME(divided)(NAME(add_lanes)(&plain, blocks), H * blocks);
+    V part = NAME(divided)(NAME(add_lanes)(&along, blocks), H * blocks);
+    for (Size n = 0; n < size; n += LANES) {
+        V v = load(d + n) * load(gain + n);
+        store(to + n, fnma(load(unit_row + n), part, v - mean) * all(scale));
+    }
 }
 
 /* Pack gains in the layout of panels, `blocks` vectors per panel, or zeros if w is NULL. */
@@ -140,7 +157,7 @@ static void NAME(exposed_backward)(const Packed *p, const REAL *z, const REAL *u
         store(e->dseen + unit, d);
         store(e->dcell + unit, d);
     }
-    NAME(gain_back)(e->dcell, gain, unit_c, scale, p->H, 1);
+    NAME(gain_back)(e->dcell, gain, unit_c, scale, p->H, 1, e->dcell);
 }
 
 /* Sum over a block's rows for this thread's panels: dz for the bias, dz times the scaled numbers for the
@@ -161,15 +178,14 @@ static void NAME(sum_gains)(const Backward *f, int direction, Size first, Size l
         const REAL *h = (const REAL *)kept->products + at * 4 * units;
         const REAL *c = (const REAL *)kept->exposed + at * units;
         for (Size unit = first * LANES; unit < last * LANES && unit < H; unit += LANES) {
-            Size width = H - unit < LANES ? H - unit : LANES;
             for (Size gate = 0; gate < 4; gate++) {
                 Size k = 4 * unit + gate * LANES;
-                V d = width == LANES ? load(dz + gate * H + unit) : load_part(dz + gate * H + unit, width);
+                V d = load_part(dz + gate * H + unit, H - unit);
                 store(total[0] + k, load(total[0] + k) + d);
                 store(total[1] + k, fma(d, load(x + k), load(total[1] + k)));
                 store(total[2] + k, fma(d, load(h + k), load(total[2] + k)));
             }
-            V d = width == LANES ? load(dseen + unit) : load_part(dseen + unit, width);
+            V d = load_part(dseen + unit, H - unit);
             store(total[3] + unit, fma(d, load(c + unit), load(total[3] + unit)));
             store(total[4] + unit, load(total[4] + unit) + d);
         }

@@ -40,16 +40,23 @@ typedef REAL NAME(Unaligned) __attribute__((vector_size(VECTOR_BYTES), aligned(s
 INLINE V NAME(load)(const REAL *p) { return *(const NAME(Unaligned) *)p; }
 INLINE void NAME(store)(REAL *p, V v) { *(NAME(Unaligned) *)p = v; }
 
-/* Load the first n numbers, padded with zeros. */
+/* Load at most n numbers, padded with zeros. */
 INLINE V NAME(load_part)(const REAL *p, Size n)
 {
+    if (n >= LANES)
+        return NAME(load)(p);
     REAL all[LANES] = {0};
     __builtin_memcpy(all, p, (size_t)n * sizeof(REAL));
     return NAME(load)(all);
 }
 
+/* Store at most n numbers. */
 INLINE void NAME(store_part)(REAL *p, V v, Size n)
 {
+    if (n >= LANES) {
+        NAME(store)(p, v);
+        return;
+    }
     REAL all[LANES];
     NAME(store)(all, v);
     __builtin_memcpy(p, all, (size_t)n * sizeof(REAL));
