@@ -154,6 +154,10 @@ def torch(session: nox.Session) -> None:
 def jax(session: nox.Session) -> None:
     """Run the tests that use JAX."""
     install(session, ".[test]", "jax")
+    # Compiling takes most of the time. The processes, and later runs, share the compiled programs.
+    session.env["JAX_COMPILATION_CACHE_DIR"] = str(session.cache_dir.absolute() / "jax")
+    session.env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    session.env["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     run_tests(session, "jax", "--backend", "jax")
 
 
