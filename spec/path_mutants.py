@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -132,21 +133,41 @@ def rates_in_eighths(config: Config) -> None:
                 part[name] = str(round(float(part[name]) * 8) / 8)
 
 
-def bounds_at_most(most: float) -> Callable[[Config], None]:
+def bounds(of: Callable[[float], float]) -> Callable[[Config], None]:
+    """Return a change of options: other bounds of clips."""
+
     def change(config: Config) -> None:
         variant = config.get("variant", {})
         for name in ("gate_clip", "cell_clip"):
             if name in variant:
-                variant[name] = str(min(most, float(variant[name])))
+                variant[name] = str(of(float(variant[name])))
 
     return change
 
 
-def short_keys(config: Config) -> None:
-    """Store the words of keys in 31 bits."""
-    for name in ("noise", "dropout"):
-        if name in config:
-            config[name]["key"] = [str(int(word) % 2**31) for word in config[name]["key"]]
+def keys(change: Callable[[int, int], tuple[int, int]]) -> Callable[[Config], None]:
+    """Return a change of options: other words of each key."""
+
+    def change_all(config: Config) -> None:
+        for name in ("noise", "dropout"):
+            if name in config:
+                first, second = config[name]["key"]
+                config[name]["key"] = [str(word) for word in change(int(first), int(second))]
+
+    return change_all
+
+
+KEYS: dict[str, Callable[[int, int], tuple[int, int]]] = {
+    "keys of 31 bits": lambda k, m: (k % 2**31, m % 2**31),
+    "a first word of 0 taken for no key": lambda k, m: (k, m) if k else (1, 1),
+    "a second word of 0 taken for no key": lambda k, m: (k, m) if m else (1, 1),
+    "a key of zeros taken for no key": lambda k, m: (k, m) if k or m else (1, 1),
+    "a key of all ones taken for no key": lambda k, m: (k, m) if k < 2**64 - 1 else (1, 1),
+    "a second word of 32 bits after a short first one": lambda k, m: (k, m if k >> 32 else m % 2**32),
+    "a first word of 32 bits before a short second one": lambda k, m: (k if m >> 32 else k % 2**32, m),
+    "words of a key that are equal taken for one": lambda k, m: (k, 0 if k == m else m),
+    "words of a key in ascending order": lambda k, m: (min(k, m), max(k, m)),
+}
 
 
 NOISE: dict[str, Test] = {
@@ -221,8 +242,9 @@ NUMBERS: dict[str, Call] = {
     },
     "an infinity past the end becomes NaN": after(ragged, infinite_past_the_end),
     "rates stored in eighths": before(always, changed(rates_in_eighths)),
-    **{f"bounds of clips at most {n}": before(always, changed(bounds_at_most(n))) for n in (1.0, 2.0)},
-    "keys of 31 bits": before(always, changed(short_keys)),
+    **{f"bounds of clips at most {n}": before(always, changed(bounds(partial(min, n)))) for n in (1.0, 2.0)},
+    **{f"bounds of clips at least {n}": before(always, changed(bounds(partial(max, n)))) for n in (0.1,)},
+    **{name: before(always, changed(keys(change))) for name, change in KEYS.items()},
     "dh_n ignored where dy is zero": backward(zero_cotangents("dy"), zeroed("dh_n")),
     "dc_n ignored where dy is zero": backward(zero_cotangents("dy"), zeroed("dc_n")),
     "dy ignored where dh_n and dc_n are zero": backward(zero_cotangents("dh_n", "dc_n"), zeroed("dy")),

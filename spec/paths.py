@@ -18,6 +18,16 @@ from spec.subject import Arrays
 
 SHORT_KEY: Record = {"key": ["7", "5"]}
 """Words of few bits."""
+KEYS = {
+    "0-and-5": ["0", "5"],
+    "5-and-0": ["5", "0"],
+    "zeros": ["0", "0"],
+    "equal": ["9", "9"],
+    "ones": [str(2**64 - 1)] * 2,
+    "short-and-long": ["5", str(2**63 + 2**40 + 1)],
+    "long-and-short": [str(2**63 + 2**40 + 1), "5"],
+}
+"""Keys that an implementation may take for no key, for a key of other words, or for a negative number."""
 STEPS = range(8, 73)
 
 
@@ -96,6 +106,11 @@ def noise() -> dict[str, Sized]:
         layers = 2 if name == "dropout" else 1
         found[f"noise-{name}-module"] = module(3, 4, 4, 3, *said, num_layers=layers, **given)
         found[f"noise-{name}-large-module"] = module(18, 33, 18, 34, *said, **BOTH, **given)
+    for name, words in KEYS.items():
+        drops: Choice = {"num_layers": 2, "dropout": {"p": "0.5", "key": words}}
+        often: Choice = {"variant": {"zoneout_h": "0.5"}, "noise": {"key": words}}
+        found[f"key-{name}"] = module(3, 4, 4, 3, "XPL-DRP-003", **drops)
+        found[f"key-{name}-zoneout"] = layer(3, 4, 4, 3, "XPL-VAR-016", **often)
     every: Choice = key | {
         "variant": {"zoneout_h": "0.3", "zoneout_c": "0.1", "recurrent_dropout": "0.7", "peepholes": True},
         **{"input_dropout": "0.1", "weight_dropout": "0.6", "dropout": {"p": "0.3", **SHORT_KEY}},
@@ -225,6 +240,9 @@ def functions() -> dict[str, Sized]:
     found["wide-clips-module"] = module(
         3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", change=loud, **BOTH, **bounds
     )
+    bounds = {"variant": {"gate_clip": "0.03", "cell_clip": "0.02"}}
+    found["narrow-clips-reverse"] = layer(3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", reverse=True, **bounds)
+    found["narrow-clips-module"] = module(3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", **BOTH, **bounds)
     return found
 
 

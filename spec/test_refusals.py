@@ -32,6 +32,18 @@ CALLS = {
     "norm_layer": "layer-norm-reverse",
     "sum": "merge-sum-two-layers",
     "none": "merge-none-one-layer",
+    "no_bias": "no-bias-module",
+    "coupled": "coupled-module",
+    "gate_clip": "gate-clip-module",
+    "cell_clip": "cell-clip-module",
+    "zoneout": "zoneout-module",
+    "activations": "functions-module",
+    "mask": "mask-module-one-direction",
+    "reset": "resets-two-directions",
+    "dropout": "noise-dropout-module",
+    "input_dropout": "noise-input-module",
+    "masked_hh": "noise-weight-module",
+    "noise": "noise-zoneout-module",
 }
 ONLY = {
     "gru_before": ("weight_hh", "bias"),
@@ -44,6 +56,11 @@ ONLY = {
     "norm_layer": ("gain", "bias_c"),
     "sum": ("dy",),
     "none": ("dy",),
+    **dict.fromkeys(
+        ("no_bias", "coupled", "gate_clip", "cell_clip", "zoneout", "activations"), ("weight_hh",)
+    ),
+    **dict.fromkeys(("mask", "reset", "noise"), ("weight_hh", "h_0")),
+    **dict.fromkeys(("dropout", "input_dropout", "masked_hh"), ("weight_hh", "dy")),
 }
 """Beginnings of the names that some calls test. The first calls test the others."""
 GRIDS = {
@@ -55,9 +72,9 @@ GRIDS = {
 """Calls with an array of booleans for each step and batch entry."""
 
 
-def given(name: str) -> Arrays:
+def given(name: str, dtype: str = "float32") -> Arrays:
     """Return the arrays of a call of either cell."""
-    return gru_calls.given(name, "float32") if name in gru_calls.CASES else calls.given(name, "float32")
+    return gru_calls.given(name, dtype) if name in gru_calls.CASES else calls.given(name, dtype)
 
 
 def places() -> list[str]:
@@ -111,8 +128,22 @@ def accepted(subject: Adapter, case: Sized, a: Arrays, array: str, gradients: bo
 @pytest.mark.parametrize("name", places())
 def test_wrong_shape_is_refused(subject: Adapter, name: str) -> None:
     """XPL-ERR-002: call with gradients and, except for cotangents, without."""
+    refuse(subject, name, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize(
+    "name", ["layer-weight_hh", "layer-h_0", "layer-dy", "module-bias_ih_l0", "gru-weight_ih_l0"]
+)
+def test_wrong_shape_is_refused_in_each_dtype(subject: Adapter, name: str, dtype: str) -> None:
+    """XPL-ERR-002: test the other dtypes with some arrays."""
+    refuse(subject, name, dtype)
+
+
+def refuse(subject: Adapter, name: str, dtype: str) -> None:
+    """Fail if a subject accepts a wrong shape of an array."""
     call, array = name.split("-")
-    case, a, late = CASES[CALLS[call]], given(CALLS[call]), array.startswith("d")
+    case, a, late = CASES[CALLS[call]], given(CALLS[call], dtype), array.startswith("d")
     found: list[str] = []
     for gradients in (True,) if late else (False, True):
         try:
@@ -196,7 +227,8 @@ def test_refusal_names_the_length(subject: Adapter, name: str, wrong: int) -> No
 @pytest.mark.parametrize("name", RAGGED)
 def test_wrong_length_is_refused_anywhere(subject: Adapter, name: str, at: int, gradients: bool) -> None:
     """XPL-ERR-003: test each batch entry and direction, with gradients and without."""
-    for wrong in (-1, 6):
+    # The last two are valid lengths where only 8 or 16 bits of them are read.
+    for wrong in (-1, 6, 258, 65538):
         with pytest.raises(Refused):
             with_lengths(subject, name, gradients, [wrong if b == at else 2 for b in range(3)])
 
@@ -344,6 +376,14 @@ LAX: dict[str, tuple[Test, bool, str]] = {
     "of gain_c with gradients": (both(option("layer_norm"), late), True, "norm-gain_c_l0"),
     "of sums of directions": (both(option("merge"), late), True, "sum-dy"),
     "of directions apart": (both(option("merge"), late), True, "none-dy"),
+    **{
+        f"with {name}": (option(name), False, f"{name}-weight_hh_l0")
+        for name in ("coupled", "gate_clip", "cell_clip", "activations", "mask", "reset", "dropout", "noise")
+    },
+    "with zoneout": (option("zoneout_h"), False, "zoneout-weight_hh_l0"),
+    "without biases": (lambda _op, c, _a: not c["bias"], False, "no_bias-weight_hh_l0"),
+    "of cotangents with input_dropout": (both(option("input_dropout"), late), True, "input_dropout-dy"),
+    "of cotangents with weight_dropout": (both(option("weight_dropout"), late), True, "masked_hh-dy"),
     "of GRUs": (option("cell"), False, "gru-weight_hh_l0"),
     "of states of GRUs": (option("cell"), False, "gru-h_0"),
     "of GRUs with gradients": (both(option("cell"), late), True, "gru-bias_hh_l0"),
@@ -361,3 +401,14 @@ def test_a_lax_subject_is_found(where: str) -> None:
     case, a = CASES[CALLS[call]], given(CALLS[call])
     assert not accepted(Lax(lambda *_: False, a), case, a, array, gradients)
     assert accepted(Lax(when, a), case, a, array, gradients)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_a_subject_lax_in_one_dtype_is_found(dtype: str) -> None:
+    name = "layer-weight_hh"
+    a = given(CALLS["layer"])
+    test_wrong_shape_is_refused_in_each_dtype(Lax(lambda *_: False, a), name, dtype)
+    with pytest.raises(AssertionError, match="accepted"):
+        test_wrong_shape_is_refused_in_each_dtype(
+            Lax(lambda _op, _c, a: a["x"].dtype == dtype, a), name, dtype
+        )
