@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import xplstm
 from tests.support.cases import random_chunks
+from xplstm.models import Forecaster, SequenceClassifier
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
 pytestmark = pytest.mark.backend("dask")
@@ -243,10 +245,20 @@ def test_a_length_out_of_range_is_an_error_of_its_task(wrong: int) -> None:
             y.compute()
 
 
-def test_bytes_in_another_order_are_converted() -> None:
-    got, _ = xplstm.LSTM(I, 5, rng=1)(da.from_array(X.astype(">f4"), chunks=(4, 3, 3)))
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "LSTM": lambda x: xplstm.LSTM(I, 5, rng=1)(x)[0],
+    "Linear": lambda x: xplstm.Linear(I, 5, rng=1)(x),
+    "Forecaster": lambda x: Forecaster(I, 5, rng=1)(x)[0],
+    "forecast": lambda x: Forecaster(I, 5, rng=1).forecast(x, 2),
+    "predict": lambda x: SequenceClassifier(I, 5, 2, task="regression", rng=1).predict(x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
+def test_bytes_in_another_order_are_converted(call: Callable[[Any], Any]) -> None:
+    got = call(da.from_array(X.astype(">f4"), chunks=(4, 3, 3)))
     assert got.dtype.isnative
-    same(got, xplstm.LSTM(I, 5, rng=1)(X)[0])
+    same(got, call(da.from_array(X, chunks=(4, 3, 3))).compute())
 
 
 def test_two_worker_processes_one_of_them_killed() -> None:

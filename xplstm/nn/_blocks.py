@@ -454,13 +454,14 @@ def apply(
     """Apply ``work(*blocks)``, or ``work(model, *blocks)``, lazily to Dask arrays whose axes are letters.
 
     Blocks along axes that are not in `out` are concatenated. `sizes` are the sizes of new axes. The graph
-    contains one copy of `model`, which later changes of the parameters do not affect.
+    contains one copy of `model`, which later changes of the parameters do not affect. The result is in
+    native byte order.
     """
     import dask.array as da
     from dask.base import tokenize
     from dask.delayed import delayed
 
-    given = {}
+    given, dtype = {}, np.dtype(dtype).newbyteorder("=")
     if model is not None:
         owned = model._duplicate()
         given = {"model": delayed(owned, name=f"xplstm-model-{tokenize(owned)}", traverse=False)}
@@ -493,4 +494,4 @@ def _finite_block(remedy: str, x: Any, exists: Any = None) -> Any:
 def _apply(*blocks: Any, work: Callable[..., Any], model: Any = None) -> Any:
     """Run one task on one thread, because Dask already runs several tasks in parallel threads."""
     with Chosen(threads, 1):
-        return work(*blocks) if model is None else work(model, *blocks)
+        return _array.native(work(*blocks) if model is None else work(model, *blocks))
