@@ -11,6 +11,7 @@ import numpy as np
 from spec.calls import rounded
 from spec.corners import BOTH, lengths_of, mask_of, nan_in_an_empty_entry, zero_states
 from spec.gru import config_of
+from spec.margins import scaled
 from spec.paths import no_ends, no_outputs
 from spec.plan import Choice
 from spec.sized import SIZES, Sized
@@ -92,6 +93,11 @@ def both_places() -> dict[str, Sized]:
         "no-outputs": gru(3, 4, 4, 3, change=no_outputs),
         "no-ends": gru(3, 4, 4, 3, change=no_ends),
         "loud": gru(3, 4, 4, 3, change=loud, num_layers=2),
+        "large-x": gru(3, 4, 4, 3, change=scaled(12, "x", inverse="weight_ih")),
+        "large-h": gru(3, 4, 2, 3, change=scaled(12, "h_0", inverse="weight_hh")),
+        "large-weights": gru(3, 4, 4, 3, change=scaled(12, "weight_ih", inverse="x")),
+        "large-weights-of-h": gru(3, 4, 1, 3, change=scaled(12, "weight_hh", inverse="h_0")),
+        "large-cotangents": gru(3, 4, 4, 3, change=scaled(40, "dy", "dh_n")),
         "nan-in-x": gru(3, 4, 4, 3, change=nan_in_x, gradients=False, **BOTH),
         "nan-in-h": gru(3, 4, 4, 3, change=nan_in_h, gradients=False),
     }

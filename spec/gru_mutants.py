@@ -140,8 +140,8 @@ MUTANTS: dict[str, Call] = {
     "NaN of one entry in every entry": after(always, nan_everywhere),
     "NaN in the final state swallowed": after(always, ends_finite),
     "n overflows": after(loud, overflown),
-    "x clipped at 5": before(always, clipped(5, "x")),
-    "h_0 clipped at 1": before(always, clipped(1, "h_0")),
+    **{f"{name} clipped at {bound:g}": before(always, clipped(bound, name))
+       for name in ("x", "h_0", "weight_ih", "weight_hh", "dy", "dh_n") for bound in (2, 100)},
     "zero states filled": before(lambda _op, _c, a: not a["h_0"].any(), no_state),
     "lengths sorted and not put back": before(ragged, sorted_lengths),
     "equal lengths taken for full": before(equal, lengths_as(lambda _given, _T: None)),

@@ -191,11 +191,18 @@ class Saturated(Exact):
         return np.where(np.abs(v) < self.zero, 0, v)
 
 
+CLIPPED: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(("x", "weight_ih"), (10, 10000)),
+    **dict.fromkeys(("h_0", "c_0", "weight_hh", "weight_hr", "weight_ch"), (2, 10, 1000)),
+    **dict.fromkeys(("gain_ih", "gain_hh", "gain_c", "bias_c"), (2, 4)),
+    **dict.fromkeys(("dy", "dh_n", "dc_n"), (1000, 1e10)),
+}
+"""Bounds to which an implementation may clip its arrays unasked."""
 MUTANTS: dict[str, Call] = {
     "functions saturated at 16": LSTM(arithmetic=Saturated(2.0**-45, 0)).call,
     "functions saturated at -29": LSTM(arithmetic=Saturated(0, 2.0**-42)).call,
-    "x clipped at 10000": before(always, clipped(1e4, "x")),
-    "weight_ih clipped at 10000": before(always, clipped(1e4, "weight_ih")),
+    **{f"{name} clipped at {bound:g}": before(always, clipped(bound, name))
+       for name, bounds in CLIPPED.items() for bound in bounds},
     "y repeats its last step past the end": after(ragged, last_repeated),
     **{f"{name} of reverse is that of forward": before(option("bidirectional"), started_forward(name))
        for name in ("h_0", "c_0")},

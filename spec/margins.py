@@ -13,7 +13,7 @@ from spec import plan
 from spec.corners import BOTH, lengths_of, mask_of
 from spec.paths import SHORT_KEY
 from spec.plan import LARGE, VALUES, Choice
-from spec.sized import RESETS, Sized, layer, module
+from spec.sized import RESETS, Change, Sized, layer, module
 from spec.subject import Arrays
 
 FUNCTIONS: Choice = {
@@ -243,24 +243,52 @@ def swept_states(a: Arrays) -> None:
     a["bias_ih"][161:322] = 40
 
 
-def large_inputs(a: Arrays) -> None:
-    a["x"] *= 2.0**20
-    a["weight_ih"] /= 2.0**20
+def scaled(power: int, *names: str, inverse: str = "") -> Change:
+    """Return a change of arrays: a power of two times those with these name prefixes, and its inverse."""
+
+    def change(a: Arrays) -> None:
+        for name, v in a.items():
+            if name.startswith(names):
+                v *= 2.0**power
+            elif inverse and name.startswith(inverse):
+                v /= 2.0**power
+
+    return change
 
 
-def large_weights(a: Arrays) -> None:
-    a["x"] /= 2.0**20
-    a["weight_ih"] *= 2.0**20
+def large_peepholes(a: Arrays) -> None:
+    """Scale the peepholes of i and f, whose cell state is then small, but not that of o."""
+    a["weight_ch"][: 2 * len(a["weight_ch"]) // 3] *= 2.0**12
+    a["c_0"] /= 2.0**12
+
+
+def ranges() -> dict[str, Sized]:
+    """Return calls in which one array is large, and its counterpart so small that no gate is saturated."""
+    norm, peepholes = {"variant": VALUES["layer_norm"]}, {"variant": VALUES["peepholes"]}
+    said = "XPL-NUM-001"
+    return {
+        "large-weights-of-h": layer(3, 4, 1, 3, said, change=scaled(12, "weight_hh", inverse="h_0")),
+        "large-h": layer(3, 4, 2, 3, said, change=scaled(12, "h_0", inverse="weight_hh")),
+        "large-c": layer(3, 4, 2, 3, said, change=scaled(12, "c_0")),
+        "large-outputs": layer(3, 4, 1, 3, said, proj_size=2, change=scaled(12, "weight_hr")),
+        "large-peepholes": layer(3, 4, 1, 3, said, "XPL-VAR-001", change=large_peepholes, **peepholes),
+        "large-gains": layer(3, 4, 1, 3, said, "XPL-VAR-007", change=scaled(3, "gain", "bias_c"), **norm),
+        **{
+            f"large-{name}": layer(3, 4, 3, 3, said, change=scaled(40, name))
+            for name in ("dy", "dh_n", "dc_n")
+        },
+    }
 
 
 def numbers() -> dict[str, Sized]:
     """Return sums and states at which a function may saturate too early, and large inputs and weights."""
     said = ("XPL-NUM-001", "XPL-CELL-002")
     return {
+        **ranges(),
         "swept-gates": layer(2, 321, 1, 2, *said, change=swept_gates),
         "swept-states": layer(2, 161, 1, 2, *said, "XPL-CELL-003", change=swept_states),
-        "large-inputs": layer(3, 4, 4, 3, *said, change=large_inputs),
-        "large-weights": layer(3, 4, 4, 3, *said, change=large_weights),
+        "large-inputs": layer(3, 4, 4, 3, *said, change=scaled(20, "x", inverse="weight_ih")),
+        "large-weights": layer(3, 4, 4, 3, *said, change=scaled(20, "weight_ih", inverse="x")),
     }
 
 

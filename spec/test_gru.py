@@ -87,11 +87,11 @@ def test_gru_sizes(subject: Adapter, name: str, dtype: str) -> None:
         assert not said, f"{name}, without gradients: {'; '.join(said)}"
 
 
-# These calls have few steps. `loud` is left out, because its sums are too large for float16.
+# These calls have few steps, and numbers that fit into float16.
 IN_HALVES = [
     pytest.param(name, ("float16", "bfloat16")[zlib.crc32(name.encode()) % 2], id=name)
     for name, case in gru_calls.both_places().items()
-    if case.T < 6 and "loud" not in name
+    if case.T < 6 and not name.startswith(("gru-loud", "gru-large"))
 ]
 
 
