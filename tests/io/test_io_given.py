@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io as bytesio
+import operator
 import os
 import tarfile
 from types import SimpleNamespace
@@ -141,8 +142,13 @@ def test_a_module_of_nnx_says_what_its_weights_do_not(kind):
         rnn = nnx.RNN(cell(), time_major=time_major)
         assert io.load(rnn)._stack.batch_first == (not time_major)
     both = nnx.Bidirectional(nnx.RNN(cell()), nnx.RNN(cell()))
-    found = io.load(both, prefix=[("forward_rnn.cell", "backward_rnn.cell")])
-    np.testing.assert_allclose(found(x)[0], both(x), rtol=0, atol=1e-6)
+    sides = [("forward_rnn.cell", "backward_rnn.cell")]
+    np.testing.assert_allclose(io.load(both, prefix=sides)(x)[0], both(x), rtol=0, atol=1e-6)
+    both = nnx.Bidirectional(nnx.RNN(cell()), nnx.RNN(cell()), time_major=True)
+    np.testing.assert_allclose(io.load(both, prefix=sides)(x)[0], both(x), rtol=0, atol=1e-6)
+    both = nnx.Bidirectional(nnx.RNN(cell()), nnx.RNN(cell()), merge_fn=operator.add)
+    with pytest.raises(FormatError, match="merge_fn=add, expected _concatenate of flax"):
+        io.load(both, prefix=sides)
 
 
 def sigmoid(x):

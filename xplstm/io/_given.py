@@ -26,7 +26,7 @@ from xplstm.io.layouts.reparametrized import is_known, owner_of
 # Libraries whose cells have layouts in this package.
 _LIBRARIES = {"torch", "flax", "equinox", "allennlp"}
 # Methods that do not change the results of a call; and methods that every call runs.
-_HARMLESS = {"extra_repr", "reset_parameters", "flatten_parameters", "_compiled_call_impl"}
+_HARMLESS = {"merge_fn", "extra_repr", "reset_parameters", "flatten_parameters", "_compiled_call_impl"}
 _CALLS = ("__call__", "__getattr__", "__getattribute__", "_call_impl", "forward", "state_dict")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_hooks")
 # Libraries whose modules store their arrays as attributes.
@@ -38,6 +38,7 @@ _FUNCTIONS = {
     "activation_fn": ("tanh", "jax"),
     "dot_general": ("dot_general", "jax"),
     "promote_dtype": ("promote_dtype", "flax"),
+    "merge_fn": ("_concatenate", "flax"),
 }
 _STATE_ALONE = "load only the weights, nnx.state(cell), with variant= for other gates"
 _OPTIONS = {"batch_first": bool, "dropout": float, "nonlinearity": str}
@@ -326,6 +327,12 @@ def _collect_options(value: Any, prefix: str, depth: int, said: dict[str, dict[s
             of_cell["undetermined"] = ("reverse",)
     for key, part in inside.items():
         _collect_options(part, f"{start}{key}", depth + 1, said)
+    if "merge_fn" in own and isinstance(own.get("time_major"), bool):
+        for side in ("forward_rnn", "backward_rnn"):
+            of_cell = said.setdefault(f"{start}{side}.cell", {})
+            of_cell["batch_first"] = not own["time_major"]  # instead of the option of each side
+            if "problem" in said.get(prefix, {}):
+                of_cell.setdefault("problem", said[prefix]["problem"])
 
 
 def _is_function(name: str, value: Any) -> bool:
