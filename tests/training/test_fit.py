@@ -338,6 +338,33 @@ def test_tied_parameters_stay_one_array_through_a_checkpoint(path):
         fit(Tied(), batches([None]), updates=1, frozen="b")
 
 
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_the_gradient_norm_counts_the_sum_of_tied_parameters_once(names):
+    class Sums:
+        def __init__(self):
+            self.params = dict.fromkeys(names, np.zeros(2)) | {"other": np.zeros(1)}
+
+        def loss_vjp(self, *_):
+            grads = {name: np.asarray([4.0, -k]) for k, name in enumerate(names)}
+            return np.float64(0), None, lambda: {**grads, "other": np.ones(1)}
+
+    model, norms = Sums(), []
+    fit(
+        model,
+        batches([None]),
+        optim.SGD(1.0),
+        updates=1,
+        max_norm=2.0,
+        callbacks=lambda e: norms.append(e.norm),
+    )
+    total = np.asarray([4.0 * len(names), -sum(range(len(names))), 1.0])
+    norm = np.linalg.norm(total)
+    assert norms == pytest.approx([norm])
+    moved = np.concatenate([model.params["a"], model.params["other"]])
+    np.testing.assert_allclose(moved, -total * 2 / norm, rtol=1e-12)
+    assert model.params["a"] is model.params["b"]
+
+
 # Stopping and resuming.
 
 
