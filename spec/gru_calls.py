@@ -98,6 +98,10 @@ def both_places() -> dict[str, Sized]:
         "large-weights": gru(3, 4, 4, 3, change=scaled(12, "weight_ih", inverse="x")),
         "large-weights-of-h": gru(3, 4, 1, 3, change=scaled(12, "weight_hh", inverse="h_0")),
         "large-cotangents": gru(3, 4, 4, 3, change=scaled(40, "dy", "dh_n")),
+        "large-biases": gru(3, 4, 4, 3, change=scaled(3, "bias")),
+        "layers-of-one-shape": gru(4, 4, 3, 3, num_layers=2),
+        "states-as-entries": gru(3, 4, 3, 6, num_layers=3, bidirectional=True),
+        "entries-as-outputs": gru(3, 2, 3, 4, bidirectional=True),
         "nan-in-x": gru(3, 4, 4, 3, change=nan_in_x, gradients=False, **BOTH),
         "nan-in-h": gru(3, 4, 4, 3, change=nan_in_h, gradients=False),
     }

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from spec.corner_mutants import clipped, ended_without_steps, layers, no_state, of_size, off
-from spec.margin_mutants import EDGES, last_repeated
+from spec.margin_mutants import (
+    EDGES,
+    entries_as_outputs,
+    exchanged_layers,
+    last_repeated,
+    of_one_shape,
+    states_as_entries,
+    swapped,
+)
 from spec.path_mutants import alone, backward, steps_of, zero_cotangents
 from spec.plausible_mutants import (
     ends_finite,
@@ -142,6 +150,10 @@ MUTANTS: dict[str, Call] = {
     "n overflows": after(loud, overflown),
     **{f"{name} clipped at {bound:g}": before(always, clipped(bound, name))
        for name in ("x", "h_0", "weight_ih", "weight_hh", "dy", "dh_n") for bound in (2, 100)},
+    **{f"{name} clipped at 2": before(always, clipped(2, name)) for name in ("bias_ih", "bias_hh")},
+    "weight_ih of two layers exchanged where they have one shape": before(of_one_shape, exchanged_layers),
+    "h_n turned where there are as many states as entries": after(states_as_entries, swapped("h_n", 0, 1)),
+    "y turned where there are as many entries as outputs": after(entries_as_outputs, swapped("y", 1, 2)),
     "zero states filled": before(lambda _op, _c, a: not a["h_0"].any(), no_state),
     "lengths sorted and not put back": before(ragged, sorted_lengths),
     "equal lengths taken for full": before(equal, lengths_as(lambda _given, _T: None)),

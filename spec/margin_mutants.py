@@ -12,6 +12,7 @@ from spec.path_mutants import backward, work, zero_cotangents
 from spec.plausible_mutants import drawn, masked, started_forward, unbiased, zeroed
 from spec.sized_mutants import (
     Call,
+    Finish,
     Spoil,
     Test,
     after,
@@ -90,6 +91,33 @@ def square(*lists: str) -> Test:
 
 def turned(name: str) -> Spoil:
     return lambda c, a: (c | {name: np.transpose(c[name]).tolist()}, a)
+
+
+def of_one_shape(_op: str, _config: Config, a: Arrays) -> bool:
+    return "weight_ih_l1" in a and a["weight_ih_l0"].shape == a["weight_ih_l1"].shape
+
+
+def exchanged_layers(config: Config, a: Arrays) -> tuple[Config, Arrays]:
+    """Change a call: exchange the input weights of the first two layers."""
+    return config, a | {"weight_ih_l0": a["weight_ih_l1"], "weight_ih_l1": a["weight_ih_l0"]}
+
+
+def states_as_entries(_op: str, _config: Config, a: Arrays) -> bool:
+    return a["h_0"].ndim == 3 and a["h_0"].shape[0] == a["h_0"].shape[1]
+
+
+def entries_as_outputs(_op: str, config: Config, a: Arrays) -> bool:
+    joined = config.get("bidirectional") and config.get("merge", "concat") == "concat"
+    return bool(joined) and a["x"].shape[1] == 2 * a["h_0"].shape[-1]
+
+
+def steps_as_directions(_op: str, config: Config, a: Arrays) -> bool:
+    return config.get("merge") == "none" and len(a["x"]) == 2
+
+
+def swapped(name: str, first: int, second: int) -> Finish:
+    """Return a change of results: two axes of one array are exchanged."""
+    return lambda _config, _a, got: got | {name: np.swapaxes(got[name], first, second)}
 
 
 def four_inputs_a_unit(_op: str, config: Config, a: Arrays) -> bool:
@@ -198,7 +226,26 @@ CLIPPED: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("dy", "dh_n", "dc_n"), (1000, 1e10)),
 }
 """Bounds to which an implementation may clip its arrays unasked."""
+
+
+def unused_rows(_config: Config, a: Arrays, got: Arrays) -> Arrays:
+    """Change results: rows of f that coupled gates do not use are multiplied by zero."""
+    rows = [np.split(v, 4)[1] for n, v in a.items() if n.startswith(("weight_ih", "weight_hh", "bias_"))]
+    return got | {"y": got["y"] + 0 * sum(v.sum() for v in rows)}
+
+
+def of_sums(least: float, most: float) -> Test:
+    """Return the condition that the inputs of a layer normalisation are within these magnitudes."""
+    return lambda _op, c, a: bool(
+        c.get("variant", {}).get("layer_norm") and least < np.abs(a["x"]).max(initial=0) < most
+    )
+
+
 MUTANTS: dict[str, Call] = {
+    "rows of f of coupled gates multiplied by zero": after(
+        both(option("coupled"), lambda _op, c, _a: not c["variant"].get("layer_norm")), unused_rows),
+    "norms of large numbers": after(of_sums(1000, np.inf), off("y")),
+    "norms of small numbers": after(of_sums(0, 0.01), off("y")),
     "functions saturated at 16": LSTM(arithmetic=Saturated(2.0**-45, 0)).call,
     "functions saturated at -29": LSTM(arithmetic=Saturated(0, 2.0**-42)).call,
     **{f"{name} clipped at {bound:g}": before(always, clipped(bound, name))
@@ -253,6 +300,11 @@ MUTANTS: dict[str, Call] = {
     **{f"{one} without {other}": after(alone(one, other), off("y"))
        for one, other in (("zoneout_h", "zoneout_c"), ("zoneout_c", "zoneout_h"))},
     **{f"{name} turned where it is square": before(square(name), turned(name)) for name in ("mask", "reset")},
+    "weight_ih of two layers exchanged where they have one shape": before(of_one_shape, exchanged_layers),
+    **{f"{name} turned where there are as many states as entries": after(
+        states_as_entries, swapped(name, 0, 1)) for name in ("h_n", "c_n")},
+    "y turned where there are as many entries as outputs": after(entries_as_outputs, swapped("y", 1, 2)),
+    "y turned where there are as many steps as directions": after(steps_as_directions, swapped("y", 0, 1)),
     "weight_ih turned where it is square": before(four_inputs_a_unit, turned_weights),
     "more than 65536 numbers in layers": after(both(single, numbers(2**16)), off("y")),
     "more than 65536 numbers in modules": after(both(stacked, numbers(2**16)), off("y")),

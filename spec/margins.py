@@ -262,6 +262,11 @@ def large_peepholes(a: Arrays) -> None:
     a["c_0"] /= 2.0**12
 
 
+def nan_in_rows_of_f(a: Arrays) -> None:
+    for name in ("weight_ih", "weight_hh", "bias_ih"):
+        np.split(a[name], 4)[1][0] = np.nan
+
+
 def ranges() -> dict[str, Sized]:
     """Return calls in which one array is large, and its counterpart so small that no gate is saturated."""
     norm, peepholes = {"variant": VALUES["layer_norm"]}, {"variant": VALUES["peepholes"]}
@@ -273,6 +278,11 @@ def ranges() -> dict[str, Sized]:
         "large-outputs": layer(3, 4, 1, 3, said, proj_size=2, change=scaled(12, "weight_hr")),
         "large-peepholes": layer(3, 4, 1, 3, said, "XPL-VAR-001", change=large_peepholes, **peepholes),
         "large-gains": layer(3, 4, 1, 3, said, "XPL-VAR-007", change=scaled(3, "gain", "bias_c"), **norm),
+        "large-norm": layer(3, 4, 1, 3, "XPL-VAR-007", change=scaled(20, "x", "h_0", "c_0"), **norm),
+        "small-norm": layer(3, 4, 1, 3, "XPL-VAR-007", change=scaled(-10, "x", "h_0", "c_0"), **norm),
+        "unused-rows": layer(
+            3, 4, 4, 3, "XPL-VAR-002", change=nan_in_rows_of_f, gradients=False, variant=VALUES["coupled"]
+        ),
         **{
             f"large-{name}": layer(3, 4, 3, 3, said, change=scaled(40, name))
             for name in ("dy", "dh_n", "dc_n")
