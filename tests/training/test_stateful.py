@@ -88,6 +88,19 @@ def test_update_clips_and_begins_to_add_anew():
     assert trainer.grads is None
 
 
+def test_the_bound_is_that_of_the_sum_of_tied_gradients():
+    tied = lstm()
+    names = ("bias_ih_l0", "bias_hh_l0")
+    tied.params = {**tied.params, names[1]: tied.params[names[0]]}
+    before, trainer = tied.params, StatefulTrainer(tied, optim.SGD(1.0), max_norm=0.5)
+    trainer.forward(X)
+    trainer.backward(DY)
+    trainer.update()
+    assert tied.params[names[0]] is tied.params[names[1]]
+    moved = [before[name] - a for name, a in tied.params.items() if name != names[1]]
+    assert np.sqrt(sum((a**2).sum() for a in moved)) == pytest.approx(0.5)
+
+
 def test_reset_state_of_all_and_of_some_rows():
     trainer = StatefulTrainer(lstm(), optim.SGD(0.1))
     trainer.reset_state([0])

@@ -401,6 +401,18 @@ class _Pair(NamedTuple):
     g: Array
 
 
+def add_tied(params: Params, grads: Params) -> dict[str, Array]:
+    """Add the gradients of names that share one parameter, whose norm is that of the sum."""
+    names: dict[Any, list[str]] = {}
+    for name, g in grads.items():  # the optimiser raises an error for another shape
+        names.setdefault((id(params.get(name, name)), tuple(g.shape)), []).append(name)
+    sums = dict(grads)
+    for first, *others in names.values():
+        for name in others:
+            sums[first] = _array.widen(sums[first]) + _array.widen(sums.pop(name))
+    return sums
+
+
 def _group_tied(params: Params, grads: Params) -> tuple[dict[str, _Pair], dict[str, list[str]]]:
     """Return the parameters with a gradient by their first names, and all names of each parameter."""
     _check_names(params, grads)

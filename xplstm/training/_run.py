@@ -16,7 +16,7 @@ from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, FormatError, NonFiniteError, ShapeError
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, Plateau, clip_by_global_norm
-from xplstm.optim._optimizer import MASTER
+from xplstm.optim._optimizer import MASTER, add_tied
 from xplstm.training import _judge, _trees
 from xplstm.training._data import Found, Place, Source
 from xplstm.training._resumed import check_length, check_parameters, check_run, restore_generator
@@ -278,7 +278,7 @@ class Run:
 
     def _clip(self, grads: Grads) -> tuple[Grads, Any]:
         """Return the clipped gradients, and their norm before clipping if an option needs it."""
-        grads = _add_tied(self.model.params, grads)
+        grads = add_tied(self.model.params, grads)
         if self.options.max_norm is not None:
             return clip_by_global_norm(grads, self.options.max_norm)
         return grads, clip_by_global_norm(grads, math.inf)[1] if self.options.measure else math.nan
@@ -483,18 +483,6 @@ def plateaus_of(optimizer: Optimizer) -> list[Plateau]:
     """Return each `Plateau` among the learning rates of an optimiser and its groups once."""
     rates = (optimizer.schedule, *(group.lr for group in optimizer.groups))
     return list({id(rate): rate for rate in rates if isinstance(rate, Plateau)}.values())
-
-
-def _add_tied(params: Grads, grads: Grads) -> Grads:
-    """Add the gradients of names that share one parameter, whose norm is that of the sum."""
-    names: dict[Any, list[str]] = {}
-    for name, g in grads.items():  # the optimiser raises an error for another shape
-        names.setdefault((id(params.get(name, name)), tuple(g.shape)), []).append(name)
-    sums = dict(grads)
-    for first, *others in names.values():
-        for name in others:
-            sums[first] = _array.widen(sums[first]) + _array.widen(sums.pop(name))
-    return sums
 
 
 def _mean(gs: list[Array], scale: float) -> Array:

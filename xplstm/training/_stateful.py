@@ -12,6 +12,7 @@ from xplstm._errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.optim import Optimizer, clip_by_global_norm
+from xplstm.optim._optimizer import add_tied
 from xplstm.training import _judge
 
 
@@ -178,7 +179,7 @@ class StatefulTrainer:
             raise ArgumentError(msg)
         grads = self.grads
         if self.max_norm is not None:
-            grads, _ = clip_by_global_norm(grads, self.max_norm)
+            grads, _ = clip_by_global_norm(add_tied(self.lstm.params, grads), self.max_norm)
         before = self.optimizer.state_dict()
         with np.errstate(all="ignore"):  # overflow is checked below
             new = self.optimizer.update(self.lstm.params, grads)
