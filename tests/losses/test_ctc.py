@@ -72,6 +72,8 @@ def test_ctc_and_its_gradient(xp, rng, blank, lengths, target_lengths):
 
 
 def test_ctc_with_narrow_integers(xp, rng):
+    if xp.name == "dask":
+        pytest.skip("Dask takes more than 20 minutes for the graph of so many steps")
     logits = xp.asarray(rng.normal(size=(260, 2, 200)))
     targets = np.arange(200).reshape(2, 100) % 100
     given = {"lengths": np.asarray([120, 127]), "target_lengths": np.asarray([100, 70])}
