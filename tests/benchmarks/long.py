@@ -32,7 +32,7 @@ import numpy as np
 from tests.benchmarks.memory import MEGABYTE, ROOT, _resident
 
 T, B, I, H = 1_000_000, 1, 16, 64
-CHUNK = 2_000
+CHUNK = 10_000
 REPEATS = 5
 PEAK_GOAL, COST_GOAL = 110, 2.5
 
