@@ -45,6 +45,11 @@ CALLS = {
     "masked_hh": "noise-weight-module",
     "noise": "noise-zoneout-module",
 }
+WITH_OPTIONS = (
+    *("no_bias", "coupled", "gate_clip", "cell_clip", "zoneout", "activations", "mask", "reset"),
+    *("dropout", "input_dropout", "masked_hh", "noise"),
+)
+"""Calls with one option each, which only the test of shapes makes."""
 ONLY = {
     "gru_before": ("weight_hh", "bias"),
     "no_steps": ("weight", "bias", "h_0", "c_0", "dh_n", "dc_n"),
@@ -56,11 +61,7 @@ ONLY = {
     "norm_layer": ("gain", "bias_c"),
     "sum": ("dy",),
     "none": ("dy",),
-    **dict.fromkeys(
-        ("no_bias", "coupled", "gate_clip", "cell_clip", "zoneout", "activations"), ("weight_hh",)
-    ),
-    **dict.fromkeys(("mask", "reset", "noise"), ("weight_hh", "h_0")),
-    **dict.fromkeys(("dropout", "input_dropout", "masked_hh"), ("weight_hh", "dy")),
+    **dict.fromkeys(WITH_OPTIONS, ("weight_hh", "h_0", "dy")),
 }
 """Beginnings of the names that some calls test. The first calls test the others."""
 GRIDS = {
@@ -81,6 +82,11 @@ def places() -> list[str]:
     """Return each array of each call, by its name in that call."""
     names = {call: [*given(name)] for call, name in CALLS.items()}
     return [f"{call}-{n}" for call, here in names.items() for n in here if asked(call, n)]
+
+
+def plain_places() -> list[str]:
+    """Return the places without those of the calls with one option."""
+    return [n for n in places() if n.partition("-")[0] not in WITH_OPTIONS]
 
 
 def asked(call: str, name: str) -> bool:
@@ -284,7 +290,7 @@ SIZING = "projection_layer-weight_hr"
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in places() if n != SIZING and ("weight" in n or "bias" in n or "gain" in n)]
+    "name", [n for n in plain_places() if n != SIZING and ("weight" in n or "bias" in n or "gain" in n)]
 )
 def test_refusal_names_the_parameter(subject: Adapter, name: str) -> None:
     """XPL-ERR-001: find the parameter, the expected and the given shape in the message."""
@@ -306,7 +312,7 @@ def test_refusal_names_the_parameter(subject: Adapter, name: str) -> None:
 NEEDED = ("bias", "weight_hh_l", "weight_ch", "gain")
 
 
-@pytest.mark.parametrize("name", [n for n in places() if n.partition("-")[2].startswith(NEEDED)])
+@pytest.mark.parametrize("name", [n for n in plain_places() if n.partition("-")[2].startswith(NEEDED)])
 def test_a_missing_parameter_is_refused(subject: Adapter, name: str) -> None:
     """XPL-ERR-004: leave out a bias of each layer and direction, or a weight, which is not taken for zero."""
     call, array = name.split("-")
