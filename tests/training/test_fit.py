@@ -270,6 +270,26 @@ def test_accumulated_batches_are_one_large_batch():
         np.testing.assert_allclose(two[name], a, rtol=0, atol=1e-12)
 
 
+class Overwriting(Line):
+    """Write the gradients of every batch into the same array."""
+
+    def __init__(self):
+        super().__init__()
+        self.gradient = np.zeros(2)
+
+    def loss_vjp(self, slope, *_):
+        self.gradient[:] = slope
+        return 0.0, None, lambda: dict.fromkeys(self.params, self.gradient)
+
+
+def test_accumulation_keeps_gradients_that_the_next_batch_overwrites():
+    model = Overwriting()
+    before = dict(model.params)
+    fit(model, [(1.0, None), (4.0, None)], optim.SGD(0.1), updates=1, accumulate=2)
+    for name, a in before.items():
+        np.testing.assert_allclose(model.params[name], a - 0.1 * 2.5)
+
+
 def test_accumulation_takes_the_next_batches_and_ends_with_the_last_epoch():
     model, seen = Line(), []
     model.loss_vjp = lambda fault, *args, work=model.loss_vjp: (seen.append(fault), work(fault, *args))[1]

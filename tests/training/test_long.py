@@ -137,6 +137,19 @@ def test_a_head_and_an_embedded_stream() -> None:
         np.testing.assert_allclose(found, want, rtol=0, atol=1e-11)
 
 
+def test_a_loss_may_overwrite_its_gradients() -> None:
+    """Write the gradients of every chunk with respect to the loss's parameter into the same array."""
+    lstm = xplstm.LSTM(I, H, dtype="float64", rng=1)
+    kept = np.zeros(1)
+
+    def judge(y: Any, targets: float) -> Any:
+        kept[:] = targets
+        return 0.0, lambda: (np.zeros_like(y), {"scale": kept})
+
+    got = gradients_over(lstm, [(X[:10], 1.0), (X[10:20], 2.0), (X[20:], 4.0)], judge)
+    np.testing.assert_array_equal(got.dothers["scale"], [7.0])
+
+
 class Twice:
     """Chunks with forward and backward iteration; the second reading may be shorter."""
 

@@ -144,7 +144,9 @@ def gradients_over(
         del pullback  # free its residuals before the next chunk allocates its own
         values.append(value)
         for total, more in zip(totals, (dparams, dothers), strict=True):
-            total.update({name: total[name] + a if name in total else a for name, a in more.items()})
+            for name, a in more.items():
+                # A loss may overwrite its gradients in the next chunk.
+                total[name] = total[name] + a if name in total else _array.copy(a)
     dparams = {name: widen.narrow(a) for name, a in totals[0].items()}
     return Gradients(math.fsum(values), widen.back(end), widen.back(dstate), dparams, totals[1])
 

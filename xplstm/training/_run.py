@@ -198,7 +198,8 @@ class Run:
             loss, state, made, is_last = self._of_batch(place, state)
             losses.append(loss)
             for name, g in made.items():
-                total.setdefault(name, []).append(g)
+                # The next batch of a model may overwrite the gradients of this one.
+                total.setdefault(name, []).append(g if options.accumulate == 1 else _array.copy(g))
             last, place = place, place.next(is_last)
             state = state if options.carry and not is_last else None
         grads = {name: _mean(gs, self._scale) for name, gs in total.items()}
