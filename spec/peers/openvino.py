@@ -26,7 +26,9 @@ class Subject(Operator):
             compiled = core().compile_model(core().read_model(model.SerializeToString()), "CPU")
             found = compiled(inputs)
         except (RuntimeError, ValueError) as error:
-            unknown = re.search(r"Unknown activation function: \w+", str(error))
+            unknown = re.search(
+                r"Unknown activation function: \w+|Unsupported activation function", str(error)
+            )
             if unknown:
                 raise Unsupported(f"its CPU plugin says: {unknown[0]}") from error
             raise Refused("shape", str(error)) from error
