@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from spec.corner_mutants import layers, of_size, off
-from spec.paths import FUNCTIONS
+from spec.paths import FUNCTIONS, ODD
 from spec.plausible_mutants import OPTIONS, deep, drawn, masked, merged, zeroed
 from spec.sized_mutants import (
     Call,
@@ -145,6 +145,12 @@ def bounds(of: Callable[[float], float]) -> Callable[[Config], None]:
     return change
 
 
+def magnitudes(config: Config) -> None:
+    """Take the magnitudes of the functions' numbers."""
+    functions = config["variant"]["activations"]
+    functions[:] = [[name, *(str(abs(float(v))) for v in numbers)] for name, *numbers in functions]
+
+
 def keys(change: Callable[[int, int], tuple[int, int]]) -> Callable[[Config], None]:
     """Return a change of options: other words of each key."""
 
@@ -241,6 +247,7 @@ NUMBERS: dict[str, Call] = {
         for source, to in ((0, 1), (-1, 0))
     },
     "an infinity past the end becomes NaN": after(ragged, infinite_past_the_end),
+    **{f"{name} of magnitudes": before(of_function(name), changed(magnitudes)) for name in ODD},
     "rates stored in eighths": before(always, changed(rates_in_eighths)),
     **{f"bounds of clips at most {n}": before(always, changed(bounds(partial(min, n)))) for n in (1.0, 2.0)},
     **{f"bounds of clips at least {n}": before(always, changed(bounds(partial(max, n)))) for n in (0.1,)},

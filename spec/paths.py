@@ -220,6 +220,11 @@ FUNCTIONS: dict[str, list[str]] = {
     **{"hard_sigmoid": ["0.3", "0.4"], "elu": ["0.7"]},
 }
 """Functions with numbers that are not their usual ones."""
+ODD: dict[str, list[str]] = {
+    **{"affine": ["-0.3", "-0.1"], "leaky_relu": ["-0.3"], "thresholded_relu": ["-0.2"]},
+    **{"scaled_tanh": ["-1.3", "-0.7"], "hard_sigmoid": ["-0.3", "0.4"], "elu": ["-0.7"]},
+}
+"""Functions with negative numbers."""
 BOUNDED = ("softsign", "softplus", "scaled_tanh", "hard_sigmoid")
 """Functions that are asked far from zero: a result grows with none of them, or overflows on its way."""
 
@@ -235,6 +240,9 @@ def functions() -> dict[str, Sized]:
         found[f"function-{name}-module"] = module(3, 5, 3, 3, *said, **BOTH, **two)
         if name in BOUNDED:
             found[f"function-{name}-far"] = layer(3, 4, 4, 3, *said, change=loud, gradients=False, **one)
+    for name, numbers in ODD.items():
+        one = {"variant": {"activations": [["sigmoid"], [name, *numbers], ["tanh"]]}}
+        found[f"function-odd-{name}"] = layer(3, 10, 3, 3, *said, **one)
     bounds: Choice = {"variant": {"gate_clip": "2.7", "cell_clip": "3.3"}}
     found["wide-clips"] = layer(3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", change=loud, **bounds)
     found["wide-clips-module"] = module(
