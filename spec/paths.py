@@ -222,7 +222,7 @@ FUNCTIONS: dict[str, list[str]] = {
 """Functions with numbers that are not their usual ones."""
 ODD: dict[str, list[str]] = {
     **{"affine": ["-0.3", "-0.1"], "leaky_relu": ["-0.3"], "thresholded_relu": ["-0.2"]},
-    **{"scaled_tanh": ["-1.3", "-0.7"], "hard_sigmoid": ["-0.3", "0.4"], "elu": ["-0.7"]},
+    **{"scaled_tanh": ["-1.3", "0.7"], "hard_sigmoid": ["-0.3", "0.4"], "elu": ["-0.7"]},
 }
 """Functions with negative numbers."""
 BOUNDED = ("softsign", "softplus", "scaled_tanh", "hard_sigmoid")
