@@ -276,7 +276,7 @@ def ranges() -> dict[str, Sized]:
         "large-h": layer(3, 4, 2, 3, said, change=scaled(12, "h_0", inverse="weight_hh")),
         "large-c": layer(3, 4, 2, 3, said, change=scaled(12, "c_0")),
         "large-outputs": layer(3, 4, 1, 3, said, proj_size=2, change=scaled(12, "weight_hr")),
-        "large-peepholes": layer(3, 4, 1, 3, said, "XPL-VAR-001", change=large_peepholes, **peepholes),
+        "large-weights-of-c": layer(3, 4, 1, 3, said, "XPL-VAR-001", change=large_peepholes, **peepholes),
         "large-gains": layer(3, 4, 1, 3, said, "XPL-VAR-007", change=scaled(3, "gain", "bias_c"), **norm),
         "large-norm": layer(3, 4, 1, 3, "XPL-VAR-007", change=scaled(20, "x", "h_0", "c_0"), **norm),
         "small-norm": layer(3, 4, 1, 3, "XPL-VAR-007", change=scaled(-10, "x", "h_0", "c_0"), **norm),
