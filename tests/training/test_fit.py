@@ -290,6 +290,14 @@ def test_accumulation_keeps_gradients_that_the_next_batch_overwrites():
         np.testing.assert_allclose(model.params[name], a - 0.1 * 2.5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_gradient_that_is_no_array_is_refused_by_name(accumulate):
+    model = Line()
+    model.loss_vjp = lambda *_: (0.0, None, lambda: {"w": None, "b": np.ones(2)})
+    with pytest.raises(xplstm.DTypeError, match=r"grads\['w'\] must be an array .* got NoneType"):
+        fit(model, batches([None, None]), updates=1, accumulate=accumulate)
+
+
 def test_accumulation_takes_the_next_batches_and_ends_with_the_last_epoch():
     model, seen = Line(), []
     model.loss_vjp = lambda fault, *args, work=model.loss_vjp: (seen.append(fault), work(fault, *args))[1]

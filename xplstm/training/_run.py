@@ -275,7 +275,11 @@ class Run:
         if missing:
             msg = f"pullback() returned no gradients with respect to {missing}; exclude parameters by frozen="
             raise ArgumentError(msg)
-        return {name: _array.detach(g) for name, g in grads.items() if name not in self.options.frozen}
+        return {
+            name: _array.detach(_array.float_array(f"grads[{name!r}]", g))
+            for name, g in grads.items()
+            if name not in self.options.frozen
+        }
 
     def _clip(self, grads: Grads) -> tuple[Grads, Any]:
         """Return the clipped gradients, and their norm before clipping if an option needs it."""
