@@ -276,6 +276,48 @@ def test_ranks_with_other_parameters_or_data_are_refused():
     assert "digest of the next batch" in found[0]
 
 
+class FastGroup(training.LocalGroup):
+    """A group whose transport adds arrays itself."""
+
+    def all_reduce(self, array):
+        return np.sum([np.frombuffer(a, array.dtype) for a in self.gather(array.tobytes())], 0)
+
+
+def with_other_targets(data):
+    return [*data[:2], (data[2][0], data[2][1] + np.float32(1e-6)), *data[3:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda data: [data[0], *reversed(data[1:])], "batch 1 of epoch 0"),
+        (with_other_targets, "batch 2 of epoch 0"),
+        (lambda data: data[:4], "batch 3 of epoch 0"),  # it ends the epoch of one rank
+    ],
+)
+@pytest.mark.parametrize("sums", ["tree", "fast"])
+def test_batches_that_differ_between_ranks_are_refused_on_all_ranks(change, place, sums):
+    def work(group):
+        if sums == "fast":
+            group.__class__ = FastGroup
+        data = change(batches(4)) if group.rank == 2 else batches(4)
+        return trained(group, 4, lambda _: iter(data), sums=sums, layers=1)
+
+    for text in together(4, work):
+        assert text.startswith(f"GroupError: {place} of rank 2 differs from that of rank 0")
+
+
+def test_lengths_that_differ_between_ranks_are_refused():
+    def work(group):
+        data = batches(4, ragged=True)
+        inputs, targets = data[3]
+        data[3] = Ragged(inputs.x, [4, 1 + group.rank, 2, 3]), targets
+        return trained(group, 2, data)
+
+    for text in together(2, work):
+        assert text.startswith("GroupError: batch 3 of epoch 0 of rank 1 differs")
+
+
 def test_a_run_with_another_number_of_shards_is_not_resumed(tmp_path):
     path = tmp_path / "run.safetensors"
     trained(None, 4, batches(4), checkpoint=path)

@@ -6,6 +6,7 @@ import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -262,6 +263,13 @@ class _Iterated:
 def copy_arrays(tree: Any) -> Any:
     """Copy the NumPy arrays of a batch, since a source may reuse their memory."""
     return _trees.map_arrays("", tree, lambda _, a: a.copy(order="K") if isinstance(a, np.ndarray) else a)
+
+
+def arrays_of(inputs: Any, targets: Any) -> dict[str, Array]:
+    """Return the arrays and the integers of a batch by name, all as arrays."""
+    found = dict(_trees.leaves({"inputs": inputs, "targets": targets}))
+    integers = {name: np.asarray(a) for name, a in found.items() if isinstance(a, Integral)}
+    return integers | {name: a for name, a in found.items() if hasattr(a, "shape")}
 
 
 def _check_order(before: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 from xplstm import _values
 from xplstm._errors import ArgumentError, GroupError, NonFiniteError
 from xplstm.optim import Optimizer
-from xplstm.training import _trees
 from xplstm.training._ahead import ahead
 from xplstm.training._arguments import (
     Callback,
@@ -28,7 +27,7 @@ from xplstm.training._arguments import (
     options_of,
     plan_of,
 )
-from xplstm.training._data import Batches, Place, Source
+from xplstm.training._data import Batches, Place, Source, arrays_of
 from xplstm.training._progress import bar
 from xplstm.training._resumed import check_own, check_seed, fingerprint, keep_earlier, saved_run
 from xplstm.training._run import Event, Model, Run
@@ -350,8 +349,7 @@ def _compare_runs(team: Team, begin: Callable[[], Run], plan: Plan) -> Run:
         batch = {}
         if not run.source.is_parted:
             found = run.source.batch(Place(at.epoch, at.position))
-            trees = {"i": found.inputs, "t": found.targets}
-            batch = {name: a for name, a in _trees.leaves(trees) if hasattr(a, "shape")}
+            batch = arrays_of(found.inputs, found.targets)
         arrays = {name: a for name, a in at.optimizer.items() if not isinstance(a, int)}
         return {
             **at.settings,

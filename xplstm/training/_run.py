@@ -225,7 +225,8 @@ class Run:
             found = read()
             return *of_part(found.inputs, found.targets, state, self.rng), found.is_last
         names = tuple(name for name in self.model.params if name not in self.options.frozen)
-        work = Work(self.team, self.options.shards, self.model, names, self.rng, bool(self.source.is_parted))
+        parted = bool(self.source.is_parted)
+        work = Work(self.team, place, self.options.shards, self.model, names, self.rng, parted)
         return gradients(work, read, of_part, state, self.options.carry)
 
     def _loss_vjp(

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from xplstm import _array, _values
-from xplstm._errors import ArgumentError, DTypeError, ShapeError
+from xplstm._errors import ArgumentError, DTypeError, GroupError, ShapeError
 from xplstm._typing import Array
-from xplstm.training._data import Found
+from xplstm.training._data import Found, Place, arrays_of
 from xplstm.training._groups import Group
 from xplstm.training._saved import State
-from xplstm.training._team import HEADER, LOSS, Team, refuse_size
+from xplstm.training._team import BATCH, HEADER, LOSS, Team, digest, refuse_size
 
 Grads: TypeAlias = dict[str, Array]
 One: TypeAlias = Callable[[Any, Any, State, "np.random.Generator | None"], tuple[Any, State, Grads]]
@@ -114,6 +114,7 @@ class Work(NamedTuple):
     """Objects for the gradient of one batch."""
 
     team: Team
+    place: Place
     shards: Shards
     model: Any
     names: tuple[str, ...]
@@ -144,7 +145,7 @@ def gradients(
 
     total = sum(work.team.together(own_count)) if work.is_parted else None
 
-    def own_part() -> tuple[np.ndarray, bool]:
+    def own_part() -> tuple[np.ndarray, tuple[bool, str]]:
         """Return the sum over the shards of this rank, and keep the states."""
         cut = cuts[0] if cuts else _Cut(work, read())
         is_last, whole = cut.is_last, cut.counted if total is None else total
@@ -170,9 +171,14 @@ def gradients(
             return flat
 
         each = count // team.size
-        return tree(team.rank * each, (team.rank + 1) * each), is_last
+        flat = tree(team.rank * each, (team.rank + 1) * each)
+        described = cut.digest() if team.size > 1 else ""
+        if described:
+            flat[BATCH:HEADER] = _bits(described)
+        return flat, (is_last, described)
 
-    flat, is_last = work.team.add(own_part, length, dtype)
+    flat, (is_last, described) = work.team.add(own_part, length, dtype)
+    _check_batch(work, flat[BATCH:HEADER], described)
     after = _join_states(work.team, states, next(iter(params.values()))) if carry and not is_last else None
     return flat[LOSS], after, _grads(flat, params), is_last
 
@@ -193,6 +199,7 @@ class _Cut:
     def __init__(self, work: Work, found: Found) -> None:
         self._work, self._inputs, self._targets = work, found.inputs, found.targets
         self.is_last, axis = found.is_last, work.shards.batch_axis
+        self._is_part = found.part is not None
         if found.part is None:
             self._first, self._size = 0, _entries(found.inputs, axis)
             self._entries = self._size
@@ -204,6 +211,11 @@ class _Cut:
                 msg = f"part({self._first}, {high}) of the data returned {given} entries on axis {axis}"
                 raise ShapeError(f"{msg}, expected {self._size}")
         self.counted = self._count(found.inputs, found.targets, self._size) if self._size else 0
+
+    def digest(self) -> str:
+        """Return a hash of what all ranks must have read: a whole batch, but only the size of a part."""
+        read = {} if self._is_part else arrays_of(self._inputs, self._targets)
+        return digest({"size": np.asarray([self._entries, self.is_last]), **read})
 
     def shard(self, number: int, state: State, total: int) -> _Part:
         """Return one shard of a batch whose loss has `total` elements."""
@@ -250,6 +262,25 @@ class _Cut:
             msg += "as in inputs; batch_axis= of Shards sets the axis"
             raise ShapeError(msg)
         return tree[low:high, ...] if axis == 0 else tree[:, low:high, ...]
+
+
+def _bits(digest: str) -> list[int]:
+    """Return the first bits of a digest in hexadecimal digits."""
+    return [int(digest, 16) >> k & 1 for k in range(HEADER - BATCH)]
+
+
+def _check_batch(work: Work, bits: np.ndarray, described: str) -> None:
+    """Check that all ranks read the same batch; `bits` is the sum of `_bits` over the ranks.
+
+    A sum of bits is exact in float32, and all ranks find the same sum, so all of them raise the error.
+    """
+    if np.all((bits == 0) | (bits == work.team.size)):
+        return
+    digests = work.team.together(lambda: described)
+    rank = next(k for k, other in enumerate(digests) if other != digests[0])
+    msg = f"{work.place} of rank {rank} differs from that of rank 0; every rank must read the same batches "
+    msg += "in the same order, for example shuffled by the same seed"
+    raise GroupError(msg)
 
 
 def _shape(name: str, a: Any) -> tuple[int, ...]:

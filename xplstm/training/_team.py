@@ -25,8 +25,9 @@ from xplstm.training._signals import end_fork, sigterm_interrupts
 
 T = TypeVar("T")
 
-LOSS, PROBLEMS, SAVE, HEADER = 0, 1, 2, 3
-"""Indices in a summed array: loss, ranks with a problem, ranks that request a checkpoint, gradients."""
+LOSS, PROBLEMS, SAVE, BATCH, HEADER = 0, 1, 2, 3, 19
+"""Indices in a summed array: loss, ranks with a problem, ranks that request a checkpoint, 16 bits of a digest
+of the batch, gradients."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
