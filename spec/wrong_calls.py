@@ -21,21 +21,15 @@ from itertools import permutations
 import numpy as np
 
 from spec.records import Record
-from spec.sized_mutants import RIGHT, Call
+from spec.sized_mutants import RIGHT, Call, Wrong
 from spec.subject import Arrays
 
 
-class Plain:
-    """LSTM in float64 that calls `ask`."""
+class Plain(Wrong):
+    """Wrong LSTM that returns the arrays of `ask` themselves."""
 
     def __init__(self, ask: Call = RIGHT.call) -> None:
-        self.ask = ask
-
-    def describe(self) -> dict[str, str]:
-        return dict.fromkeys(("name", "version", "library", "kernel"), "wrong")
-
-    def why_unavailable(self) -> str | None:
-        return None
+        super().__init__(ask)
 
     def call(self, op: str, config: Record, arrays: Arrays) -> Arrays:
         return self.ask(op, config, arrays)

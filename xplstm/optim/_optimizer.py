@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -401,38 +399,39 @@ class _Pair(NamedTuple):
     g: Array
 
 
+def names_by_array(params: Params) -> list[list[str]]:
+    """Return the names of each array; several names if they share it."""
+    by_object: dict[int, list[str]] = {}
+    for name, a in params.items():
+        by_object.setdefault(id(a), []).append(name)
+    return list(by_object.values())
+
+
 def add_tied(params: Params, grads: Params) -> dict[str, Array]:
     """Add the gradients of names that share one parameter, whose norm is that of the sum."""
-    names: dict[Any, list[str]] = {}
-    for name, g in grads.items():  # the optimiser raises an error for another shape
-        names.setdefault((id(params.get(name, name)), tuple(g.shape)), []).append(name)
     sums = dict(grads)
-    for first, *others in names.values():
-        for name in others:
-            sums[first] = _array.widen(sums[first]) + _array.widen(sums.pop(name))
+    for tied in names_by_array(params):
+        # The optimiser raises an error for another shape.
+        given = [n for n in tied if n in grads and tuple(grads[n].shape) == tuple(params[n].shape)]
+        for name in given[1:]:
+            sums[given[0]] = _array.widen(sums[given[0]]) + _array.widen(sums.pop(name))
     return sums
 
 
 def _group_tied(params: Params, grads: Params) -> tuple[dict[str, _Pair], dict[str, list[str]]]:
     """Return the parameters with a gradient by their first names, and all names of each parameter."""
     _check_names(params, grads)
-    by_object: dict[int, list[str]] = {}
-    for name, param in params.items():
-        by_object.setdefault(id(param), []).append(name)
+    checked = {name: _array.detach(_array.float_array(f"grads[{name!r}]", g)) for name, g in grads.items()}
+    sums = add_tied(params, checked)
     pairs: dict[str, _Pair] = {}
     names: dict[str, list[str]] = {}
-    for tied in by_object.values():
-        given = [name for name in tied if name in grads]
-        if not given:
-            continue
-        p = _array.detach(_array.float_array(f"params[{given[0]!r}]", params[given[0]]))
-        gs = [_array.detach(_array.float_array(f"grads[{name!r}]", grads[name])) for name in given]
-        for name, g in zip(given, gs, strict=True):
+    for tied in names_by_array(params):
+        for name in [name for name in tied if name in sums]:
+            p, g = _array.detach(_array.float_array(f"params[{name!r}]", params[name])), sums[name]
             if g.shape != p.shape:
                 msg = f"grads[{name!r}] has shape {tuple(g.shape)}, expected {tuple(p.shape)} as in params"
                 raise ShapeError(msg)
-        g = gs[0] if len(gs) == 1 else functools.reduce(operator.add, map(_array.widen, gs))
-        pairs[tied[0]], names[tied[0]] = _Pair(p, g), tied
+            pairs[tied[0]], names[tied[0]] = _Pair(p, g), tied
     return pairs, names
 
 

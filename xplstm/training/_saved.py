@@ -24,6 +24,7 @@ from xplstm.io._contents import json_object
 from xplstm.io._written import METADATA, MODEL
 from xplstm.io.files import safetensors
 from xplstm.io.files._durable import write_durably
+from xplstm.optim._optimizer import names_by_array
 
 State: TypeAlias = "tuple[Array, ...] | None"
 
@@ -243,10 +244,7 @@ def identity(path: str) -> tuple[str | None, int] | None:
 
 def ties_of(params: Mapping[str, Array]) -> list[list[str]]:
     """Return sorted groups of names that share one array object."""
-    by_object: dict[int, list[str]] = {}
-    for name, a in params.items():
-        by_object.setdefault(id(a), []).append(name)
-    return sorted(sorted(names) for names in by_object.values() if len(names) > 1)
+    return sorted(sorted(names) for names in names_by_array(params) if len(names) > 1)
 
 
 def _check_parts(point: Checkpoint) -> None:
