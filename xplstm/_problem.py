@@ -73,7 +73,8 @@ class Problem(NamedTuple):
         """Return the problem for kernels on arrays of `backend`, with borrowed memory if it is lent."""
         if isinstance(self.loan, str) or self.loan.backend != backend:
             return self
-        return self._replace(**self.loan._asdict(), loan="")
+        xp, backend, device = self.loan
+        return self._replace(xp=xp, backend=backend, device=device, loan="")
 
     def part(self, d: int, lo: int, hi: int) -> Problem:
         """Return the problem of one direction, `d`, over the steps ``lo:hi``."""

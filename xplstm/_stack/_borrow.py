@@ -112,7 +112,9 @@ def _adapt_kernel(kernel: Kernel, backend: str) -> Kernel:
         *options: bool,
     ) -> Stepper:
         with library.bound(loan_of(problem)):
-            step = make(numpy_problem(kernel, problem), tuple(layer.packed for layer in layers), *options)
+            step = make(
+                numpy_problem(kernel, problem, False), tuple(layer.packed for layer in layers), *options
+            )
 
         def step_or_call(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
             """Run one step or small call, or return None for arguments that need a call's checks."""
