@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -100,6 +101,9 @@ def of_unix() -> dict[str, Setting]:
             lambda value: resource.setrlimit(resource.RLIMIT_NOFILE, value),
             lambda: (1021, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         )
+    if hasattr(time, "tzset"):
+        # It is read from the environment, which is restored first.
+        found["time zone"] = Setting(lambda: time.tzname, lambda _: time.tzset(), lambda: None)
     if hasattr(os, "sched_getaffinity"):
         last = {max(os.sched_getaffinity(0))}
         found["processors"] = Setting(

@@ -109,6 +109,15 @@ def setting(change: Callable[[], object]) -> Call:
     return call
 
 
+def in_another_zone() -> None:
+    """Change the time zone without its variable."""
+    before = dict(os.environ)
+    os.environ["TZ"] = "XPL-7"
+    time.tzset()
+    del os.environ["TZ"]
+    os.environ.update(before)
+
+
 SETTERS: dict[str, Callable[[], object]] = {
     "environment": lambda: os.environ.update(KMP_BLOCKTIME="0"),
     "decimals": lambda: setattr(decimal.getcontext(), "prec", 9),
@@ -135,6 +144,8 @@ SETTERS: dict[str, Callable[[], object]] = {
     "start of processes": lambda: multiprocessing.set_start_method("spawn", force=True),
     "profile of threads": lambda: threading.setprofile(lambda *_: None),
 }
+if hasattr(time, "tzset"):
+    SETTERS["time zone"] = in_another_zone
 if hasattr(signal, "pthread_sigmask"):
     SETTERS["blocked signals"] = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
 if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1:

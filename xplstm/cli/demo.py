@@ -414,7 +414,7 @@ def _introduce(model: CharLM, corpus: Corpus, settings: Settings, baseline: floa
     print(f"5-gram model (interpolated Kneser-Ney): {baseline:.3f} bits per held-out character.")
     print(
         f"LSTM: {settings.layers} layer(s) of {settings.hidden_size} units, {parameters:,} parameters,"
-        f" on {backend}; {_length(settings)} of {settings.batch_size} x {settings.steps} characters."
+        f" in arrays of {backend}; {_length(settings)} of {settings.batch_size} x {settings.steps} characters."
     )
 
 
