@@ -221,7 +221,7 @@ class Engine(NamedTuple):
     precisions: tuple[str, ...] = PRECISIONS
 
 
-OURS = ("cupy_persistent", "cupy_fused")
+OURS = ("cupy_block", "cupy_persistent", "cupy_fused")
 ENGINES = {
     **{name: Engine(kernel(name), ()) for name in OURS},
     "torch": Engine(build_torch, ("torch",)),

@@ -406,7 +406,7 @@ def test_without_a_gpu_the_command_says_what_it_needs(capsys: pytest.CaptureFixt
 def test_an_unknown_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["--engines", "torch,tensorflow"])
-    assert "engine 'tensorflow' is unknown, expected one of cupy_persistent" in capsys.readouterr().err
+    assert "engine 'tensorflow' is unknown, expected one of cupy_block" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "long"])
