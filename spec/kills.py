@@ -25,12 +25,13 @@ from spec import calls, gru_calls, gru_relations, mutants, relations, sized_muta
 from spec.diagnosis import WRONG_GRUS, WRONGS
 from spec.records import RECORDS
 from spec.relations import Ask
+from spec.report import progress
 from spec.subject import Arrays, Config
 
 LONG = 100
 FAILS = (IndexError, KeyError, ValueError)
 """Where a wrong LSTM cannot run, which is a find."""
-AT_ONCE = 60
+AT_ONCE = 30
 """Wrong LSTMs between two notes of what is found."""
 PROCESSES = 2
 GRUS = {f"GRU: {name}": wrong for name, wrong in WRONG_GRUS.items()}
@@ -129,11 +130,15 @@ def found_by_runs(kept: Path | None) -> dict[str, list[str]]:
     found: dict[str, list[str]] = state.get("found", {}) if state.get("of") == of else {}
     left = iter([name for name in EVERY if name not in found])
     parts = list(iter(lambda: tuple(islice(left, AT_ONCE)), ()))
+    bar = progress(len(EVERY), "wrong LSTMs")
+    bar.update(len(found))
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         for part in pool.imap_unordered(judged, parts):
             found |= part
+            bar.update(len(part))
             if kept:
                 kept.write_text(json.dumps({"of": of, "found": found}), encoding="utf-8")
+    bar.close()
     return found
 
 

@@ -52,7 +52,7 @@ PACKAGES = ("numpy", "array-api-compat", "array-api-strict", "torch", "jax", "da
 
 
 class Progress(Protocol):
-    def update(self) -> object: ...
+    def update(self, n: int = 1) -> object: ...
 
     def close(self) -> object: ...
 
@@ -60,16 +60,16 @@ class Progress(Protocol):
 class Silent:
     """Progress display without tqdm."""
 
-    def update(self) -> None: ...
+    def update(self, n: int = 1) -> None: ...
 
     def close(self) -> None: ...
 
 
-def progress(total: int) -> Progress:
+def progress(total: int, unit: str = "cases") -> Progress:
     if importlib.util.find_spec("tqdm") is None:
         return Silent()
     # pytest captures the other stderr.
-    bar: Progress = importlib.import_module("tqdm").tqdm(total=total, unit=" cases", file=sys.__stderr__)
+    bar: Progress = importlib.import_module("tqdm").tqdm(total=total, unit=f" {unit}", file=sys.__stderr__)
     return bar
 
 
