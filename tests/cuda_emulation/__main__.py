@@ -11,7 +11,6 @@ from tests.cuda_emulation.carried import emulated
 from tests.support.cases import Case, run
 from tests.support.cupy_runs import uneven_plan
 from xplstm import _array, _dispatch
-from xplstm.kernels import cupy_persistent
 from xplstm.kernels._cuda import partitions
 
 RUNS = {
@@ -40,7 +39,7 @@ RUNS = {
 
 def main(name: str) -> None:
     compiled.extra = ("-fsanitize=thread", "-g")
-    cupy_persistent._plan = uneven_plan
+    partitions.plan_of = uneven_plan
     _dispatch.select = lambda _: emulated(name)
     with standin.installed():
         for kind, case in RUNS[name]:

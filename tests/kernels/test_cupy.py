@@ -13,7 +13,7 @@ from tests.conftest import open_backend
 from tests.support.cases import CASES, Case, run
 from tests.support.cupy_runs import KERNELS, KINDS, UNEVEN, agree, learned, uneven_plan
 from xplstm import _dispatch
-from xplstm.kernels import cupy_persistent
+from xplstm.kernels._cuda import partitions
 
 # Sizes that no tile divides; blocks that exchange; more rows than one pass takes.
 LARGE = {
@@ -65,7 +65,7 @@ def test_agrees_at_sizes_that_are_cut(kernel: str, name: str, kind: str) -> None
 def test_passes_that_begin_at_another_thread(
     kind: str, ragged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cupy_persistent, "_plan", uneven_plan)
+    monkeypatch.setattr(partitions, "plan_of", uneven_plan)
     held("cupy_persistent", UNEVEN if ragged else replace(UNEVEN, lengths=None), kind)
 
 

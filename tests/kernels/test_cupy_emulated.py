@@ -393,11 +393,11 @@ def test_weights_past_the_registers(units: int, backward: bool, monkeypatch: pyt
     lstm, dtype = made(case, kind)
     a = {name: _array.asarray(value, np, dtype=dtype) for name, value in case.arrays().items()}
     monkeypatch.setattr(partitions, "THREADS", 32)
-    chip, best = partitions.Chip(32, 10**6), cupy_persistent._plan
+    chip, best = partitions.Chip(32, 10**6), partitions.plan_of
 
-    def plan(problem: Problem, back: bool) -> Any:
+    def plan(problem: Problem, back: bool, alone: bool) -> Any:
         if back != backward:
-            return best(problem, back)
+            return best(problem, back, alone)
         sizes = (chip, 1, problem.B, problem.H, kind, back, partitions.COSTS)
         found = next(p for p in partitions.plans(*sizes) if p.units == units and p.tiles == 1)
         assert partitions.slice_steps(found, problem.H, kind, back).rest > 0
@@ -405,7 +405,7 @@ def test_weights_past_the_registers(units: int, backward: bool, monkeypatch: pyt
 
     with standin.installed():
         monkeypatch.setattr(_dispatch, "select", only("cupy_persistent"))
-        monkeypatch.setattr(cupy_persistent, "_plan", plan)
+        monkeypatch.setattr(partitions, "plan_of", plan)
         monkeypatch.setitem(standin.ATTRIBUTES, "MaxSharedMemoryPerBlockOptin", chip.shared)
         got = run(lstm, a)
     monkeypatch.undo()

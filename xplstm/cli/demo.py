@@ -413,8 +413,8 @@ def _introduce(model: CharLM, corpus: Corpus, settings: Settings, baseline: floa
     print(f"Text: {len(corpus.text):,} characters, the last {held_out:,} of them held out.")
     print(f"5-gram model (interpolated Kneser-Ney): {baseline:.3f} bits per held-out character.")
     print(
-        f"LSTM: {settings.layers} layer(s) of {settings.hidden_size} units, {parameters:,} parameters,"
-        f" in arrays of {backend}; {_length(settings)} of {settings.batch_size} x {settings.steps} characters."
+        f"LSTM: {settings.layers} layer(s) of {settings.hidden_size} units, {parameters:,} parameters"
+        f" on {backend} arrays; {_length(settings)} of {settings.batch_size} x {settings.steps} characters."
     )
 
 

@@ -18,15 +18,10 @@ and XPL-EXACT of the specification.
 
 from __future__ import annotations
 
-from functools import partial
-
 from xplstm._problem import Problem
-from xplstm._state import LSTMState
-from xplstm._typing import CuPyArray, Proof
-from xplstm.cells.params import LSTMParams
+from xplstm._typing import Proof
 from xplstm.kernels._cuda import layer, partitions, waits, walks
 from xplstm.kernels._cuda import proof as proofs
-from xplstm.kernels._cuda.layer import Packed, Residuals
 from xplstm.kernels._cuda.partitions import STEP_OF_K, Plan
 
 NAME = walks.WAITING
@@ -38,6 +33,9 @@ __getattr__ = layer.lazy_why_not
 
 def _plan(problem: Problem, backward: bool) -> Plan | None:
     return partitions.plan_of(problem, backward, alone=False)
+
+
+forward, backward = walks.passes(_plan)
 
 
 def supports(problem: Problem) -> str | None:
@@ -75,24 +73,3 @@ def slower(problem: Problem) -> str | None:
 def canonical_sums(problem: Problem) -> bool:
     """Return whether all sums use the reproducible order; by default cuBLAS projects the input."""
     return problem.reproducible and layer.kind(problem) not in STEP_OF_K
-
-
-def forward(
-    problem: Problem,
-    packed: Packed,
-    x: CuPyArray,
-    state: LSTMState,
-    valid: CuPyArray | None,
-    plan: Plan | None = None,
-) -> tuple[CuPyArray, LSTMState, Residuals | None]:
-    """Run every direction over x (T, B, I) from `state` (D, B, ·), by the cheapest or the given plan."""
-    walk = partial(walks.walk, plan=plan or _plan(problem, False))
-    return layer.forward(problem, packed, x, state, valid, walk, walks.project)
-
-
-def backward(
-    residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, plan: Plan | None = None
-) -> tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]:
-    """Return the gradients with respect to x, the initial state and each direction's parameters."""
-    walk = partial(walks.walk_back, plan=plan or _plan(residuals.problem, True))
-    return layer.backward(residuals, dy, dstate_n, walk)

@@ -6,16 +6,23 @@ for counters, or in TF32 for flags inside the exchanged words.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xplstm._problem import Problem
+from xplstm._state import LSTMState
 from xplstm._typing import CuPyArray
+from xplstm.cells.params import LSTMParams
 from xplstm.kernels._cuda import launch, layer, partitions, waits
 from xplstm.kernels._cuda.launch import CONSTANTS
 from xplstm.kernels._cuda.layer import LAYER, Buffers, Call, Packed, Residuals, Segment
 from xplstm.kernels._cuda.partitions import PLAN, STEP_BYTES, STEP_OF_K, WARP, Plan, up
+
+Outputs: TypeAlias = tuple[CuPyArray, LSTMState, Residuals | None]
+Gradients: TypeAlias = tuple[CuPyArray, LSTMState, tuple[LSTMParams, ...]]
 
 WAITING = "cupy_persistent"
 """Name of the kernel whose blocks wait for each other."""
@@ -137,3 +144,30 @@ def walk_back(
     )
     _launch(call, "walk_back", plan, arguments)
     return dz, None
+
+
+def passes(
+    plan_of: Callable[[Problem, bool], Plan | None],
+) -> tuple[Callable[..., Outputs], Callable[..., Gradients]]:
+    """Return the forward and the backward pass of a kernel, whose plans `plan_of` chooses."""
+
+    def forward(
+        problem: Problem,
+        packed: Packed,
+        x: CuPyArray,
+        state: LSTMState,
+        valid: CuPyArray | None,
+        plan: Plan | None = None,
+    ) -> Outputs:
+        """Run every direction over x (T, B, I) from `state` (D, B, ·), by the best or the given plan."""
+        run = partial(walk, plan=plan or plan_of(problem, False))
+        return layer.forward(problem, packed, x, state, valid, run, project)
+
+    def backward(
+        residuals: Residuals, dy: CuPyArray, dstate_n: LSTMState, plan: Plan | None = None
+    ) -> Gradients:
+        """Return the gradients with respect to x, the initial state and each direction's parameters."""
+        run = partial(walk_back, plan=plan or plan_of(residuals.problem, True))
+        return layer.backward(residuals, dy, dstate_n, run)
+
+    return forward, backward
