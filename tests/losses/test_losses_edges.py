@@ -126,3 +126,24 @@ def test_an_ignored_class_outside_the_dtype_is_no_class(xp, rng):
     assert float(loss) == pytest.approx(
         float(losses.softmax_cross_entropy(logits[1:], targets[1:])[0]), rel=1e-5
     )
+
+
+def test_a_wrong_mask_is_refused_with_an_ignored_class_too():
+    logits, targets = np.zeros((3, 2, 4)), np.zeros((3, 2), dtype=int)
+    for mask in (np.ones(5, bool), np.ones((1, 2), bool)):
+        with pytest.raises(xplstm.ShapeError, match=r"mask has shape .*, expected \(3, 2\)"):
+            losses.softmax_cross_entropy(logits, targets, mask=mask, ignore_index=1)
+    with pytest.raises(xplstm.DTypeError, match="mask has dtype float64, expected bool"):
+        losses.softmax_cross_entropy(logits, targets, mask=np.ones((3, 2)), ignore_index=1)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 0)])
+def test_quantiles_need_a_number_to_predict(shape):
+    with pytest.raises(xplstm.ShapeError, match=r"target has shape .* last axis with at least 1 element"):
+        losses.quantile(np.ones((*shape, 2)), np.ones(shape), [0.5, 0.9])
+
+
+def test_huber_does_not_square_a_large_error():
+    """NumPy would warn of an overflow, and a warning is an error here."""
+    loss, pullback = losses.huber(np.asarray([[1e25]], "float32"), np.zeros((1, 1), "float32"), 2.0)
+    assert (float(loss), float(pullback()[0, 0])) == (np.float32(2e25), 2.0)

@@ -112,7 +112,7 @@ def softmax_cross_entropy(
         # PyTorch and JAX would wrap an index outside the range of the dtype, such as -100 with uint8.
         if xp.isdtype(targets.dtype, "integral") and ignored in _range_of(xp, targets):
             kept: Any = targets != ignored
-            mask = kept if mask is None else mask & kept
+            mask = kept if mask is None else check_mask(xp, mask, targets.shape) & kept
     targets, mask = check_classes(xp, logits, targets, mask)
     weights = check_weights("weights", weights, targets.shape)
     class_weights = check_weights("class_weights", class_weights, logits.shape[-1:])

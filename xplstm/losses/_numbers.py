@@ -176,8 +176,10 @@ def huber(
     bound = _values.positive("delta", delta)
 
     def value(xp: Namespace, e: Array) -> Array:
+        # The square of a large error, which this does not compute, would overflow.
         size = xp.abs(e)
-        return xp.where(size <= bound, 0.5 * e * e, bound * (size - 0.5 * bound))
+        small = _array.clip_values(xp, size, 0.0, bound)
+        return small * (size - 0.5 * small)
 
     return _of_errors(
         pred, target, mask, weights, reduction, value, lambda xp, e: _array.clip_values(xp, e, -bound, bound)
@@ -241,6 +243,7 @@ def quantile(
     wide = _array.wide_dtype(xp, pred.dtype)
     q = xp.asarray(numbers, dtype=wide, device=_array.device(pred))
     if several:
+        check_float("target", target)
         if tuple(pred.shape) != (*target.shape, len(numbers)):
             msg = f"pred has shape {tuple(pred.shape)}, expected {(*target.shape, len(numbers))}"
             raise ShapeError(msg)
