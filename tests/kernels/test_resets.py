@@ -9,7 +9,7 @@ import pytest
 
 import xplstm
 from tests.support.cases import Case, kernels, run
-from xplstm import _stack
+from xplstm import _array, _stack
 from xplstm._problem import Problem
 from xplstm.kernels import cupy_fused, cupy_persistent
 from xplstm.testing import check_grad
@@ -213,6 +213,16 @@ def test_empty_and_smallest(kernel: str, shape: tuple[int, int]) -> None:
     if shape == (1, 1):
         assert not got.dh_0[0].any()
         assert got.dh_0[1].any()
+
+
+@pytest.mark.parametrize("valid", [{"lengths": [0, 0, 0]}, {"mask": np.zeros((0, 3), bool)}, {}])
+def test_no_steps_need_no_slice_beyond_the_end(xp: Any, valid: dict[str, Any]) -> None:
+    layer = xplstm.LSTM(3, 2, bidirectional=True, xp=xp.xp, rng=0)
+    valid = {name: xp.asarray(a) if name == "mask" else a for name, a in valid.items()}
+    x, reset = xp.asarray(np.zeros((0, 3, 3), "float32")), xp.asarray(np.zeros((0, 3), bool))
+    y, (h_n, _) = layer(x, reset=reset, **valid)
+    assert tuple(y.shape) == (0, 3, 4)
+    assert not _array.to_numpy(h_n).any()
 
 
 def test_axes_are_those_of_x() -> None:

@@ -45,6 +45,8 @@ def _move_to_existing(xp: Namespace, flags: Array, exists: Array, by: int) -> Ar
 
 def _shift_time(xp: Namespace, flags: Array, by: int) -> Array:
     """Shift `flags` along time, later for a positive `by`, and fill with False."""
+    if flags.shape[0] == 0:  # the standard allows no slice beyond an empty axis
+        return flags
     kept = flags[:-by, :] if by > 0 else flags[-by:, :]
     none = xp.zeros_like(flags[: flags.shape[0] - kept.shape[0], :])
     return xp.concat([none, kept] if by > 0 else [kept, none], axis=0)
