@@ -197,6 +197,27 @@ def test_class_weights_move_the_decision(whole):
     assert much.predict(whole).sum() > none
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 200])
+def test_a_class_weight_is_a_weight_of_its_sequences(whole, batch_size):
+    """A mean over the weights of a batch would cancel the weight of a batch of one class."""
+    rare = (whole[:, -1, 0] > 0.8).astype(int)
+    options = {"hidden_size": 4, "epochs": 3, "batch_size": batch_size, "standardize": False}
+    by_class = LSTMClassifier(**options, class_weight={0: 1, 1: 20}, random_state=0).fit(whole, rare)
+    by_sequence = LSTMClassifier(**options, random_state=0).fit(whole, rare, 1 + 19 * rare)
+    np.testing.assert_array_equal(by_class.predict_proba(whole), by_sequence.predict_proba(whole))
+    both = LSTMClassifier(**options, class_weight={1: 20}, random_state=0).fit(whole, rare, 1 + rare)
+    product = LSTMClassifier(**options, random_state=0).fit(whole, rare, 1 + 39 * rare)
+    np.testing.assert_array_equal(both.predict_proba(whole), product.predict_proba(whole))
+    plain = LSTMClassifier(**options, random_state=0).fit(whole, rare)
+    assert by_class.predict_proba(whole)[:, 1].mean() > plain.predict_proba(whole)[:, 1].mean() + 0.03
+
+
+def test_class_weights_do_not_scale_features(whole):
+    rare = (whole[:, -1, 0] > 0.8).astype(int)
+    plain, weighted = (LSTMClassifier(2, epochs=1, class_weight=w).fit(whole, rare) for w in (None, {1: 9}))
+    np.testing.assert_array_equal(weighted.mean_, plain.mean_)
+
+
 @pytest.mark.parametrize("kind", [LSTMClassifier, LSTMRegressor])
 def test_weights_count_as_often_as_they_say(kind, whole):
     """In one batch, a weight of 2 repeats a sequence, and a weight of 0 removes it."""
@@ -334,6 +355,8 @@ BAD = [
     (lambda: small().fit(WHOLE, CLASSES).predict(WHOLE[..., :1]), "sequences with 1 features; .* with 2"),
     (lambda: small().fit(WHOLE, CLASSES).predict(WHOLE[..., 0]), "expecting 2|a table of 4"),
     (lambda: small().fit(WHOLE[..., 0], CLASSES).predict(WHOLE), "fitted on a table of 4 steps"),
+    (lambda: LSTMRegressor(2, dtype="real").fit(WHOLE, CLASSES), "dtype='real' must be one of float32"),
+    (lambda: small(class_weight={0: 0, 1: 0}).fit(WHOLE, CLASSES), "class_weight gives the weight 0"),
     (lambda: small(vocab_size=5).fit(WHOLE, CLASSES), "with vocab_size, X must be a table"),
     (lambda: small(vocab_size=5).fit(WHOLE[..., 0], CLASSES), "expected integer ids"),
     (lambda: small(vocab_size=5).fit([[1, 2], [9]], [0, 1]), r"contains 9, which is not in \[0, 5\)"),

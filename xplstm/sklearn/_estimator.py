@@ -56,9 +56,16 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             raise
 
     def _fit(
-        self, X: Any, targets: np.ndarray, outputs: int, stratify: Any, sample_weight: Any, **options: Any
+        self,
+        X: Any,
+        targets: np.ndarray,
+        outputs: int,
+        stratify: Any,
+        sample_weight: Any,
+        of_class: np.ndarray | float = 1.0,
+        **options: Any,
     ) -> Self:
-        """Train a new network on checked targets."""
+        """Train a new network on checked targets; `of_class` are weights that only the loss uses."""
         sequences = self._sequences(X, reset=True)
         check_consistent_length(sequences.items, targets)
         weights = weights_of(sample_weight, targets)
@@ -88,8 +95,12 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             if len(part) and not weights[part].any():
                 msg = f"sample_weight is 0 for all sequences {what}; one must be above 0"
                 raise ArgumentError(msg)
-        weights = weights / weights[learnt].mean()
+            if len(part) and not (weights * of_class)[part].any():
+                msg = f"class_weight gives the weight 0 to all sequences {what}; one must be above 0"
+                raise ArgumentError(msg)
         self._set_scale(sequences.part(learnt), weights[learnt])
+        weights = weights * of_class
+        weights = weights / weights[learnt].mean()
         sequences = self._scale(sequences)
         weighted = _Weighted(model)
 
@@ -152,7 +163,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _check_sequences(self, X: Any, reset: bool) -> Sequences:
         """Return checked sequences; those of a table have no feature axis."""
-        dtype: Any = np.dtype(_values.one_of("dtype", self.dtype, ("float32", "float64")))
+        dtype: Any = dtype_of(self.dtype)
         several = sequences_of(X)
         if several is not None and self.vocab_size is None and (reset or self.of_table_):
             several = None if is_table(several) else several
@@ -386,6 +397,11 @@ class _Weighted:
         classes, weights, share = targets
         loss, state, pullback = self.model._weighted_vjp(inputs, classes, weights, state, rng)
         return loss * share, state, lambda factor=1.0: pullback(factor * share)
+
+
+def dtype_of(dtype: Any) -> np.dtype:
+    """Return the checked dtype of the computation."""
+    return np.dtype(_values.one_of("dtype", dtype, ("float32", "float64")))
 
 
 def weights_of(sample_weight: Any, targets: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d
 
 from xplstm._errors import ArgumentError
-from xplstm.sklearn._estimator import SequenceEstimator, scale_of, weights_of
+from xplstm.sklearn._estimator import SequenceEstimator, dtype_of, scale_of, weights_of
 
 
 class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
@@ -54,7 +54,8 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
     random_state : int or RandomState, optional
         Seed of initialisation, order and dropout. With an int, ``fit`` is reproducible.
     class_weight : dict, "balanced" or None, optional
-        Weights of the classes in the loss, as in scikit-learn. Not allowed for several labels.
+        Weights of the classes, as in scikit-learn: a sequence counts in the loss with its `sample_weight`
+        times the weight of its class. Not allowed for several labels.
 
     Attributes
     ----------
@@ -149,12 +150,12 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
                 return self._fit(X, np.asarray(y), len(self.classes_), None, sample_weight, task="multilabel")
             self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
             self.multilabel_ = False
-            weights = None
+            of_class = np.ones(len(self.classes_))
             if self.class_weight is not None:
-                weights = compute_class_weight(
+                of_class = compute_class_weight(
                     self.class_weight, classes=self.classes_, y=self.classes_[numbers]
                 )
-            return self._fit(X, numbers, len(self.classes_), numbers, sample_weight, class_weights=weights)
+            return self._fit(X, numbers, len(self.classes_), numbers, sample_weight, of_class[numbers])
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the class, or the labels, of each sequence.
@@ -319,9 +320,10 @@ class LSTMRegressor(RegressorMixin, SequenceEstimator):  # type: ignore[misc]
             )
             several = y.ndim == 2 and y.shape[1] > 1
             targets = y if several else column_or_1d(y, warn=True)[:, None]
+            dtype = dtype_of(self.dtype)
             self.y_mean_, self.y_scale_ = scale_of("y", targets, weights_of(sample_weight, targets))
             self.several_ = several
-            scaled = ((targets - self.y_mean_) / self.y_scale_).astype(self.dtype)
+            scaled = ((targets - self.y_mean_) / self.y_scale_).astype(dtype)
             return self._fit(X, scaled, targets.shape[1], None, sample_weight, task="regression")
 
     def predict(self, X: Any) -> np.ndarray:
