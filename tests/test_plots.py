@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import runpy
 import sys
 
@@ -59,6 +60,26 @@ def test_tokens_name_the_steps_and_end_them():
     figure = plot_trace(lstm().trace(X), tokens=["a", " ", "\n"])
     assert all(a.shape == (3, H) for a in maps(figure))
     assert [text.get_text() for text in panels(figure)[5].get_xticklabels()] == ["a", "\N{OPEN BOX}", "↵"]
+
+
+def test_a_token_is_no_formula():
+    figure = plot_trace(lstm().trace(X), tokens=[r"$\foo$", "$x$"])
+    figure.savefig(io.BytesIO(), format="svg")
+    assert not any(text.get_parse_math() for text in panels(figure)[5].get_xticklabels())
+
+
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_do_not_set_the_scale(lines, value):
+    trace = lstm().trace(X)
+    broken = {}
+    for name in "igch":
+        broken[name] = getattr(trace, name).copy()
+        broken[name][0, 0, 0, 0] = value
+    figure = plot_trace(trace._replace(**broken), lines=lines)
+    figure.savefig(io.BytesIO(), format="svg")
+    scales = [a.get_ylim() if lines else a.images[0].get_clim() for a in panels(figure)]
+    assert np.isfinite(scales).all()
 
 
 def test_units_are_chosen_and_ordered():

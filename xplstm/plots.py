@@ -316,7 +316,8 @@ def _panels(steps: int, lines: bool) -> tuple[Figure, dict[str, Axes]]:
 
 
 def _scales(values: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Return the lower and upper end of each colour scale; gates of variants may be outside [0, 1]."""
+    """Return the lower and upper end of each scale; gates of variants may be outside [0, 1]."""
+    values = {name: np.where(np.isfinite(a), a, 0.0) for name, a in values.items()}
     gates = [values[name] for name in GATES]
     low, high = min(0.0, *(a.min() for a in gates)), max(1.0, *(a.max() for a in gates))
     shown = max(1.0, *(np.abs(values[name]).max() for name in ("g", "h")))
@@ -367,7 +368,8 @@ def _draw_lines(panels: dict[str, Axes], values: dict[str, np.ndarray], units: l
     """Draw one line for each unit."""
     scales = _scales(values)
     # c shares its scale with no other panel, so its lines may fill the panel.
-    scales["c"] = (min(0.0, float(values["c"].min())), max(1e-12, float(values["c"].max())))
+    finite = values["c"][np.isfinite(values["c"])]
+    scales["c"] = (float(finite.min(initial=0.0)), float(finite.max(initial=1e-12)))
     for name, axes in panels.items():
         low, high = scales[name]
         margin = 0.05 * (high - low)
@@ -394,7 +396,8 @@ def _mark_time(axes: Axes, steps: int, tokens: Sequence[str] | None, last: bool)
     else:
         ticks, labels = range(steps), [BLANKS.get(token, token) for token in tokens]
     axes.set_xlim(-0.5, steps - 0.5)
-    axes.set_xticks(ticks, labels, fontsize=10 if steps <= 80 else 7)
+    # A token such as $x$ is no formula.
+    axes.set_xticks(ticks, labels, fontsize=10 if steps <= 80 else 7, parse_math=False)
     axes.tick_params(axis="x", labelbottom=last, length=2)
     if last and tokens is None:
         axes.set_xlabel("step")
