@@ -212,7 +212,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         """Return ids as integers if the estimator reads ids; otherwise return the numbers."""
         if self.vocab_size is None:
             return given
-        if given.dtype.kind not in "iu":
+        if given.dtype.kind not in "iu" and given.size:  # NumPy gives an empty list the dtype float64
             msg = f"{name} has dtype {given.dtype}, expected integer ids with vocab_size="
             raise DTypeError(msg)
         return given.astype(np.int64)
