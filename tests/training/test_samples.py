@@ -12,7 +12,7 @@ import pytest
 import xplstm
 from tests.training.test_shards import digest, together
 from xplstm import optim, training
-from xplstm.models import Forecaster, Ragged
+from xplstm.models import Forecaster, Ragged, SequenceClassifier
 from xplstm.training._order import Permutation
 
 
@@ -314,6 +314,25 @@ def test_wrong_arguments_are_named():
         trained(Batches(2), read_ahead=-1)
     with pytest.raises(IndexError, match="index=3"):
         training.Samples(x, x, 2)(0)[3]
+
+
+def test_targets_of_whole_sequences_keep_the_batch_first():
+    """With as many targets as entries in a batch, transposed targets would have a valid shape."""
+    x = np.random.default_rng(0).standard_normal((8, 5, 2)).astype("float32")
+    targets = x[:, 0, :1] * np.asarray([[1, 0, 2, 0]], "float32")
+
+    def loss_after(data, **options):
+        model = SequenceClassifier(2, 4, 4, task="regression", rng=0)
+        training.fit(model, data, optim.Adam(0.01), epochs=3, progress=False, **options)
+        return float(model.loss(x.swapaxes(0, 1), targets))
+
+    with pytest.raises(xplstm.ArgumentError, match=r"batch on axis 0, .* the shape \(4, B\); pass prepare="):
+        loss_after(training.Samples(x, targets, 4))
+    samples = training.Samples(x, targets, 4, prepare=lambda a, b: (a, b.T))
+    expected = loss_after([(x[k : k + 4].swapaxes(0, 1), targets[k : k + 4]) for k in (0, 4)])
+    assert loss_after(samples) == expected
+    parted = loss_after(samples, parallel=training.Shards(None, 2))
+    assert parted == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_part_of_another_size_is_refused():

@@ -14,7 +14,7 @@ import pytest
 
 import xplstm
 from xplstm import optim, training
-from xplstm.models import CharLM, Forecaster, Ragged
+from xplstm.models import CharLM, Forecaster, Ragged, SequenceClassifier
 from xplstm.training import _fit, _team
 
 pytestmark = [
@@ -334,6 +334,22 @@ def test_the_time_axis_of_a_model_is_not_divided():
     parallel = training.Shards(None, 2, batch_axis=0)
     with pytest.raises(xplstm.ArgumentError, match="has batch axis 1, but Shards has batch_axis=0"):
         training.fit(Forecaster(2, 8, rng=0), batches(4), optim.Adam(1e-2), updates=1, parallel=parallel)
+
+
+@pytest.mark.parametrize("each_step", [False, True])
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_targets_of_whole_sequences_are_divided_by_entry(task, each_step):
+    rng = np.random.default_rng(0)
+    x, shape = rng.normal(size=(5, 4, 2)), (5, 4, 4) if each_step else (4, 4)
+    targets = rng.integers(0, 2, size=shape) if task == "multilabel" else rng.normal(size=shape)
+    found = []
+    for parallel in (None, training.Shards(None, 4), training.Shards(None, 2)):
+        model = SequenceClassifier(2, 3, 4, task=task, each_step=each_step, dtype="float64", rng=0)
+        training.fit(model, [(x, targets)], optim.SGD(0.5), updates=2, parallel=parallel, progress=False)
+        found.append(model.params)
+    for params in found[1:]:
+        for name, a in params.items():
+            np.testing.assert_allclose(a, found[0][name], rtol=1e-12, atol=1e-14, err_msg=name)
 
 
 class Fake:

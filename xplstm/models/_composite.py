@@ -49,6 +49,11 @@ class Composite(Summary, ABC):
     """Check and store the options of the model itself, which are its arguments."""
 
     @property
+    def targets_axis(self) -> int:
+        """Batch axis of targets with two or more axes, for `Shards` and `Samples`."""
+        return self.batch_axis
+
+    @property
     def _layers(self) -> dict[str, Embedding | LSTM | Linear]:
         """Return the layers with parameters, by prefix."""
         layers = {part: getattr(self, part) for part in self._parts}

@@ -200,6 +200,11 @@ class SequenceClassifier(Composite):
         return None if self.embedding is None else self.embedding.padding_idx
 
     @property
+    def targets_axis(self) -> int:
+        """Batch axis of targets with two or more axes: 0 for the targets (B, C) of whole sequences."""
+        return self.batch_axis if self.each_step else 0
+
+    @property
     def _directions(self) -> int:
         return 2 if self.lstm.bidirectional else 1
 

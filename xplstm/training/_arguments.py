@@ -15,8 +15,10 @@ from xplstm.io.files._durable import check_writable
 from xplstm.nn import Dropout
 from xplstm.optim import Optimizer
 from xplstm.optim._optimizer import matches, patterns
+from xplstm.training import _trees
 from xplstm.training._resumed import earlier_name
 from xplstm.training._run import Event, Model, Options, Run, plateaus_of
+from xplstm.training._samples import Samples
 from xplstm.training._saved import as_json, ties_of
 from xplstm.training._shards import Shards
 
@@ -67,6 +69,18 @@ def check_parallel(model: Model, parallel: Any) -> None:
     if parallel.batch_axis != axis:
         msg = f"{type(model).__name__} has batch axis {axis}, but Shards has batch_axis={parallel.batch_axis}"
         raise ArgumentError(msg)
+
+
+def check_samples(model: Model, data: Any) -> None:
+    """Check that samples have the batch axis of the model's targets; `prepare` may move it."""
+    wanted = getattr(model, "targets_axis", None)
+    if wanted is None or not isinstance(data, Samples) or data.prepare is not None:
+        return
+    several = [a for _, a in _trees.leaves({"targets": data.trees["targets"]}) if len(a.shape) > 1]
+    if several and wanted == 0 and data.batch_axis == 1:
+        msg = f"targets of {type(model).__name__} have the batch on axis 0, but Samples has batch_axis="
+        msg += f"{data.batch_axis}, which gives the shape ({several[0].shape[1]}, B); "
+        raise ArgumentError(msg + "pass prepare=lambda x, y: (x, y.T)")
 
 
 def plan_of(given: Mapping[str, Any]) -> Plan:

@@ -23,6 +23,7 @@ from xplstm.training._arguments import (
     check_arguments,
     check_parallel,
     check_path,
+    check_samples,
     config_of,
     options_of,
     plan_of,
@@ -201,6 +202,7 @@ def fit(
         rng = _values.seed("rng", rng)
         plan = plan_of(locals())
         options, settings = options_of(model, optimizer, locals())
+        check_samples(model, data)
         check_arguments(model, optimizer, validate, patience, checkpoint, resume, extra, rng, progress)
         if checkpoint is not None and team.is_first:
             check_path(checkpoint, resume)

@@ -38,7 +38,8 @@ class Samples:
         order within each block are permuted. Use a multiple of the chunk length of a zarr array, since
         reading one sample reads its whole chunk. The blocks of a batch are kept in memory.
     batch_axis : {1, 0}, optional
-        Batch axis of arrays with two or more axes, as in `Shards`; 1 gives (T, B, ...).
+        Batch axis of arrays with two or more axes, as in `Shards`; 1 gives (T, B, ...). For targets (B, C) of
+        whole sequences, pass ``prepare=lambda x, y: (x, y.T)``.
     prepare : callable, optional
         ``prepare(inputs, targets)`` returns the batch for the model, from NumPy arrays of a batch or a part
         of a batch. It must process each batch entry independently.

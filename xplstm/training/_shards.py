@@ -42,6 +42,8 @@ class Shards:
     batch_axis : {1, 0}, optional
         Batch axis of arrays with two or more axes; 1 for the models of `xplstm.models`. An array with one
         axis has one element for each batch entry. An attribute `batch_axis` of the model must be the same.
+        An attribute `targets_axis` of the model, if it exists, is the batch axis of targets with two or more
+        axes: `xplstm.models.SequenceClassifier` has targets (B, C).
     sums : {"tree", "fast"}, optional
         ``"fast"`` adds the gradients of the processes with the all-reduce of the transport, whose order is
         not fixed. The bits then depend on the number of processes.
@@ -200,6 +202,7 @@ class _Cut:
         self._work, self._inputs, self._targets = work, found.inputs, found.targets
         self.is_last, axis = found.is_last, work.shards.batch_axis
         self._is_part = found.part is not None
+        self._targets_axis = getattr(work.model, "targets_axis", axis)
         if found.part is None:
             self._first, self._size = 0, _entries(found.inputs, axis)
             self._entries = self._size
@@ -224,8 +227,11 @@ class _Cut:
         if low == high:
             return _Part(None, None, None, 0, 0.0)
         inputs, targets = (
-            self._slice("inputs", self._inputs, low - self._first, high - self._first),
-            self._slice("targets", self._targets, low - self._first, high - self._first),
+            self._slice(name, tree, axis, low - self._first, high - self._first)
+            for name, tree, axis in (
+                ("inputs", self._inputs, self._work.shards.batch_axis),
+                ("targets", self._targets, self._targets_axis),
+            )
         )
         counted = self._count(inputs, targets, high - low)
         if state is not None:
@@ -245,18 +251,18 @@ class _Cut:
             raise ArgumentError(msg)
         return entries
 
-    def _slice(self, name: str, tree: Any, low: int, high: int) -> Any:
+    def _slice(self, name: str, tree: Any, axis: int, low: int, high: int) -> Any:
         """Return the batch entries ``[low, high)`` of arrays in tuples, lists and mappings."""
         if tree is None:
             return None
         if isinstance(tree, Mapping):
-            return {key: self._slice(f"{name}[{key!r}]", part, low, high) for key, part in tree.items()}
+            return {key: self._slice(f"{name}[{key!r}]", part, axis, low, high) for key, part in tree.items()}
         if isinstance(tree, list) and all(isinstance(value, Integral) for value in tree):
-            return self._slice(name, np.asarray(tree, dtype=np.int64), low, high)
+            return self._slice(name, np.asarray(tree, dtype=np.int64), axis, low, high)
         if isinstance(tree, tuple | list):
-            parts = [self._slice(f"{name}[{k}]", part, low, high) for k, part in enumerate(tree)]
+            parts = [self._slice(f"{name}[{k}]", part, axis, low, high) for k, part in enumerate(tree)]
             return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-        axis = 0 if len(_shape(name, tree)) == 1 else self._work.shards.batch_axis
+        axis = 0 if len(_shape(name, tree)) == 1 else axis
         if tree.shape[axis] != self._size:
             msg = f"{name} has shape {tuple(tree.shape)}, expected {self._size} batch entries on axis {axis} "
             msg += "as in inputs; batch_axis= of Shards sets the axis"
