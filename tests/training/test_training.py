@@ -375,6 +375,31 @@ def test_the_bar_can_say_something_else(capsys):
     assert "sum 6.0" in capsys.readouterr().err
 
 
+def test_the_text_of_the_bar_is_that_of_the_shown_update(capsys, monkeypatch):
+    monkeypatch.setattr("xplstm.training._progress.SECONDS_BETWEEN_REPORTS", 0.0)
+    options = {"updates": 4, "progress": lambda history: f"seen {len(history.losses)}"}
+    training.fit(Spy(), BATCHES, optim.SGD(0.0), **options)
+    shown = re.findall(r"(\d+)/4 [^\r]*seen (\d+)", capsys.readouterr().err)
+    assert len(shown) >= 4
+    assert all(update == seen for update, seen in shown)
+
+
+def test_the_bar_ends_with_the_last_validation(capsys):
+    values = iter([3.0, 2.0, 4.0, 5.0])
+    training.fit(
+        Spy(),
+        BATCHES,
+        optim.SGD(0.0),
+        updates=9,
+        validate=lambda: next(values),
+        validate_every=1,
+        patience=2,
+    )
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "3/9" in last
+    assert "validation 5.0000" in last
+
+
 def test_no_bar_says_nothing(capsys):
     training.fit(Spy(), BATCHES, optim.SGD(0.0), updates=3, progress=False)
     assert capsys.readouterr().err == ""

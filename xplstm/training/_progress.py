@@ -31,21 +31,30 @@ def bar(progress: bool | Callable[[History], str], run: Run, plan: Plan) -> Iter
     # In a log file, each redraw of the bar is a new line.
     pause = SECONDS_BETWEEN_REPORTS if sys.stderr.isatty() else 10 * SECONDS_BETWEEN_REPORTS
     reported, total = -math.inf, plan.total(run)
-    options = {"unit": " updates", "mininterval": pause, "dynamic_ncols": True}
+    # tqdm's own interval is shorter, so that it draws whenever `show` has set a new text.
+    options = {"unit": " updates", "mininterval": pause / 2, "miniters": 1, "dynamic_ncols": True}
     with tqdm(initial=run.at.update, total=total, **options) as shown:
+
+        def show(run: Run) -> None:
+            if total is None and plan.epochs != 1:
+                epoch = min(run.at.epoch + 1, plan.epochs or 0)
+                shown.set_description_str(f"epoch {epoch} of {plan.epochs}", refresh=False)
+            shown.set_postfix_str(text(run.at.history), refresh=False)
+            shown.update(run.at.update - shown.n)
 
         def report(run: Run) -> None:
             nonlocal reported
-            shown.update()
-            if time.monotonic() - reported >= pause or plan.is_over(run):
+            if time.monotonic() - reported >= pause:
                 run.settle()
-                if total is None and plan.epochs != 1:
-                    epoch = min(run.at.epoch + 1, plan.epochs or 0)
-                    shown.set_description_str(f"epoch {epoch} of {plan.epochs}", refresh=False)
-                shown.set_postfix_str(text(run.at.history), refresh=False)
+                show(run)
                 reported = time.monotonic()
 
-        yield report
+        try:
+            yield report
+            if run.at.history.losses:
+                show(run)
+        finally:
+            shown.update(run.at.update - shown.n)
 
 
 def _describe_latest(history: History) -> str:
