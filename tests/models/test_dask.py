@@ -116,6 +116,8 @@ def test_a_forecaster_that_knows_columns_ahead() -> None:
     x = chunked(X, (4, 3))
     for ahead in (future, da.from_array(future, chunks=2)):
         same(model.forecast(WithFuture(x, ahead)), want)
+    with pytest.raises(xplstm.ArgumentError, match=r"pass Ragged\(x.x.compute\(\), x.lengths\)"):
+        model.forecast(WithFuture(Ragged(x, [1] * X.shape[1]), ahead))
     with pytest.raises(xplstm.ArgumentError, match="which only forecast accepts"):
         model(WithFuture(x, future))
     with pytest.raises(xplstm.ShapeError, match="has no future of the columns"):

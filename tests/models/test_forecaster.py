@@ -156,6 +156,35 @@ def test_forecast_takes_every_dtype_that_fit_takes(dtype, options, xp):
     np.testing.assert_array_equal(forecast(dtype), forecast("float32"))
 
 
+RAGGED = [{}, {"horizon": 3}, {"horizon": 3, "known": [2], "quantiles": [0.2, 0.5]}]
+
+
+@pytest.mark.parametrize("options", RAGGED)
+def test_each_entry_of_a_ragged_batch_is_forecast_from_its_own_last_step(options, xp, rng):
+    model, lengths = make(xp=xp.xp, **options), [2, 5, 1, 3]
+    x, future = rng.normal(size=(T, B, F)), rng.normal(size=(3, B, 1))
+    state = tuple(rng.normal(size=(2, B, H)) for _ in "hc")
+
+    def forecast(x, future, state):
+        state = tuple(xp.asarray(a) for a in state)
+        ahead = WithFuture(x, xp.asarray(future)) if "known" in options else x
+        return _array.to_numpy(model.forecast(ahead, 3, state))
+
+    together = forecast(Ragged(xp.asarray(x), lengths), future, state)
+    for b, length in enumerate(lengths):
+        alone = forecast(xp.asarray(x[:length, b]), future[:, b], tuple(a[:, b] for a in state))
+        np.testing.assert_allclose(together[:, b], alone, atol=1e-13)
+
+
+@pytest.mark.parametrize("padding", [np.nan, np.inf, 1e300])
+def test_padding_does_not_change_a_forecast(padding, x):
+    model, lengths = make(dtype="float32"), [2, 5, 1, 3]
+    padded = np.where((np.arange(T)[:, None] < lengths)[..., None], x, padding)
+    np.testing.assert_array_equal(
+        model.forecast(Ragged(padded, lengths), 2), model.forecast(Ragged(x, lengths), 2)
+    )
+
+
 def test_a_number_beyond_the_dtype_of_the_model_is_refused(x):
     with pytest.raises(xplstm.ArgumentError, match="dtype='float32' cannot represent x"):
         make(dtype="float32").forecast(x * 1e39, 2)
@@ -189,6 +218,14 @@ BAD = [
     (lambda x: make()(x.astype("float32")), xplstm.DTypeError, "x has dtype float32"),
     (lambda x: make().forecast(x, -1), xplstm.ArgumentError, "steps=-1 must be at least 0"),
     (lambda x: make().forecast(x[:0], 2), xplstm.ShapeError, "expected at least 1 step"),
+    (lambda x: make().forecast(Ragged(x, LENGTHS), 2), xplstm.ShapeError, r"x: lengths\[2\]=0, expected"),
+    (lambda x: make().forecast(Ragged(x, [1]), 2), xplstm.ShapeError, r"x: lengths has shape \(1,\)"),
+    (lambda x: make().forecast(Ragged(x[:, 0], [1, 1, 1]), 2), xplstm.ShapeError, "lengths"),
+    (
+        lambda x: make().forecast(Ragged(np.where(x == x[1, 1, 2], np.nan, x), [2] * B), 2),
+        xplstm.ArgumentError,
+        r"x\[1, 1, 2\] is nan; a forecast needs finite numbers",
+    ),
 ]
 
 

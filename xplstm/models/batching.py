@@ -62,7 +62,9 @@ def one_hot(ids: Array, count: int, *, dtype: str = "float32") -> Array:
 class Ragged(NamedTuple):
     """A batch of sequences with different lengths.
 
-    Every model accepts such a batch in place of an array (T, B, ...), as inputs or as targets of each step.
+    `SequenceClassifier`, `Forecaster` and `Seq2Seq` accept such a batch in place of an array (T, B, ...) as
+    inputs. `Seq2Seq` accepts it as targets too. The targets of the other models are arrays, whose values
+    after the length of a batch entry are ignored.
 
     Attributes
     ----------

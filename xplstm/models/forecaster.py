@@ -38,6 +38,15 @@ class _Read(NamedTuple):
     exists: Array | None
     """Valid steps; None if all steps are valid."""
 
+    def last(self, a: Array) -> Array:
+        """Return the values of `a` (T, B, ...) at the last valid step of each entry."""
+        if self.exists is None:
+            return a[-1, ...]
+        xp = _array.namespace(a, "a")
+        following = xp.concat([self.exists[1:, ...], xp.zeros_like(self.exists[:1, ...])], axis=0)
+        place = _array.reshape(self.exists & ~following, (*a.shape[:2], *(1,) * (a.ndim - 2)))
+        return xp.sum(xp.where(place, a, xp.zeros_like(a)), axis=0, dtype=a.dtype)
+
 
 class Forecaster(SeriesModel):
     """Forecast the next values of a series at each step, with a stacked LSTM and a linear layer.
@@ -294,8 +303,13 @@ class Forecaster(SeriesModel):
             raise ShapeError(msg)
         _blocks.check_kind("x", x, home, home.dtype)
 
-    def _forecast_blocks(self, x: Any, future: Any, steps: int, state: Any) -> Any:
+    def _forecast_blocks(self, batch: Ragged, future: Any, steps: int, state: Any) -> Any:
         """Return the forecast as a Dask array, with one task for each chunk of the batch."""
+        x = batch.x
+        if batch.lengths is not None:
+            msg = "x is a Ragged batch of Dask arrays, and forecast needs series of one length; "
+            msg += "pass Ragged(x.x.compute(), x.lengths)"
+            raise ArgumentError(msg)
         self._check_blocks(x)
         check_future(future, self._roles)
         batched, rest = x.ndim == 3, self._roles.shape[0 if self.horizon is None else 1 :]
@@ -314,15 +328,16 @@ class Forecaster(SeriesModel):
         forecasts = _blocks.apply(work, "nb" + "".join(axes), sizes, x.dtype, *given, model=self)
         return forecasts if batched else forecasts[:, 0]
 
-    def forecast(self, x: Array | WithFuture, steps: int | None = None, state: State = None) -> Array:
-        """Forecast the steps after the last step of a series.
+    def forecast(self, x: Inputs, steps: int | None = None, state: State = None) -> Array:
+        """Forecast the steps after the last step of each series.
 
         Without `horizon`, each forecast is the input for the next forecast.
 
         Parameters
         ----------
-        x : array, shape (T, B, F) or (T, F), or WithFuture
-            The observed series, with T at least 1 and finite numbers, of any dtype that `fit` accepts.
+        x : array, shape (T, B, F) or (T, F), or Ragged, or WithFuture
+            The observed series, each with at least 1 step and finite numbers, of any dtype that `fit`
+            accepts. The forecasts of a batch entry begin after its own last step.
         steps : int, optional
             Number of steps to forecast, at least 0. With `horizon`, at most `horizon`, which is the default.
         state : (h, c), optional
@@ -339,7 +354,7 @@ class Forecaster(SeriesModel):
             If `steps` is outside its range, or a value of `x` or of the forecast is not finite. Values on a
             device or under a trace are not checked.
         ShapeError, DTypeError, BackendError
-            As for a call, and if `x` has no step.
+            As for a call, and if `x` or a batch entry has no step.
 
         Examples
         --------
@@ -356,22 +371,40 @@ class Forecaster(SeriesModel):
         if self.horizon is not None and steps > self.horizon:
             msg = f"steps={steps} must be at most horizon={self.horizon}"
             raise ArgumentError(msg)
-        given: Any = x.x if isinstance(x, WithFuture) else x
-        _array.namespace(given, "x")
-        if 0 in given.shape[:1]:
-            msg = f"x has shape {tuple(given.shape)}, expected at least 1 step"
+        given, future = x if isinstance(x, WithFuture) else (x, None)
+        batch = split_batch(given)
+        _array.namespace(batch.x, "x")
+        if 0 in batch.x.shape[:1]:
+            msg = f"x has shape {tuple(batch.x.shape)}, expected at least 1 step"
             raise ShapeError(msg)
-        if _blocks.takes(given, self._home()):
-            return self._forecast_blocks(given, getattr(x, "future", None), steps, state)
-        _checks.finite("x", given, GAPS)
-        if isinstance(x, WithFuture):
-            _checks.finite("future", x.future, GAPS)
-            read = self._read(WithFuture(self._convert("x", given), self._convert("future", x.future)))
-        else:
-            read = self._read(self._convert("x", given))
+        if _blocks.takes(batch.x, self._home()):
+            return self._forecast_blocks(batch, future, steps, state)
+        observed = self._convert_batch(batch)
+        if future is not None:
+            _checks.finite("future", future, GAPS)
+            observed = WithFuture(observed, self._convert("future", future))
+        read = self._read(observed)
         forecasts = self._iterate(read, steps, state) if self.horizon is None else self._direct(read, state)
         _checks.finite("the forecast", forecasts, OVERFLOW)
         return forecasts[:steps, ...]
+
+    def _convert_batch(self, batch: Ragged) -> Any:
+        """Check the numbers of the observed series, and return them in the dtype of the model."""
+        exists = existing(batch)
+        _checks.finite("x", batch.x, GAPS, exists)
+        if exists is None:
+            return self._convert("x", batch.x)
+        if batch.x.ndim != 3:
+            return batch  # `_read` raises an error that names the shape
+        if not _array.is_lazy(exists):
+            empty = np.flatnonzero(~_array.to_numpy(exists[0, ...]))
+            if empty.size:
+                msg = f"x: lengths[{empty[0]}]=0, expected at least 1 step"
+                raise ShapeError(msg)
+        xp = _array.namespace(batch.x, "x")
+        # Padding may be a number that the dtype of the model cannot represent.
+        filled = xp.where(exists[..., None], batch.x, xp.zeros_like(batch.x))
+        return Ragged(self._convert("x", filled), batch.lengths)
 
     def _convert(self, name: str, a: Array) -> Array:
         """Return numbers of the model's library in its dtype, as `fit` converts a series."""
@@ -383,8 +416,8 @@ class Forecaster(SeriesModel):
     def _iterate(self, read: _Read, steps: int, state: State) -> Array:
         """Return `steps` forecasts; each forecast is the input of the next one."""
         lstm = self.lstm.freeze()
-        y, state_n = lstm(read.z, state)
-        latest, expected = y[-1, ...], [read.z[-1, ...]]
+        y, state_n = lstm(read.z, state, lengths=read.lengths)
+        latest, expected = read.last(y), [read.last(read.z)]
         for _ in range(steps):
             expected.append(expected[-1] + self.linear(latest))
             latest, state_n = lstm.step(expected[-1], state_n)
@@ -394,8 +427,8 @@ class Forecaster(SeriesModel):
 
     def _direct(self, read: _Read, state: State) -> Array:
         """Return the forecast from the last step, with the horizon as first axis."""
-        y, _ = self.lstm(read.entered, state)
-        expected, _ = self._roles.forecasts(self.linear(y[-1, ...]), read.z[-1, ...])
+        y, _ = self.lstm(read.entered, state, lengths=read.lengths)
+        expected, _ = self._roles.forecasts(self.linear(read.last(y)), read.last(read.z))
         xp, original = _array.namespace(expected, "x"), self._original(expected)
         if original.ndim == len(self._roles.shape):
             return original
