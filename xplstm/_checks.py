@@ -173,9 +173,18 @@ def _same_home(name: str, given: Home, first: str, expected: Home) -> None:
             other = "; pass token ids to xplstm.Embedding instead"
         msg = (
             f"{name} has dtype {given.dtype}, but {first} {verb} {expected.dtype}; convert it with "
-            f"xp.astype({name}, xp.{expected.dtype}){other}"
+            f"{_conversion(name, ours, expected.dtype)}{other}"
         )
         raise DTypeError(msg)
+
+
+def _conversion(name: str, library: str, dtype: str) -> str:
+    """Return the expression that converts an array of a library to `dtype`."""
+    if library == "torch":
+        return f"{name}.to(torch.{dtype})"
+    if library in ("numpy", "cupy", "jax", "dask"):
+        return f"{name}.astype({dtype!r})"
+    return f"xp.astype({name}, xp.{dtype})"
 
 
 def fits(given: tuple[int, ...], expected: Sequence[int | str]) -> bool:

@@ -145,7 +145,7 @@ def test_a_checkpoint_gives_the_model_as_fit_left_it(tmp_path: Path) -> None:
     point = training.load_checkpoint(path)
     np.testing.assert_array_equal(models.SequenceClassifier.load(point)(X), model(X))
     with pytest.raises(
-        xplstm.FormatError, match="the checkpoint contains a SequenceClassifier, expected a CharLM"
+        xplstm.FormatError, match="the checkpoint has the class SequenceClassifier, expected CharLM"
     ):
         models.CharLM.load(point)
     with pytest.raises(xplstm.FormatError, match=r"the checkpoint does not have the config\(\)"):
@@ -260,6 +260,12 @@ def test_averages_of_an_optimiser_are_no_network(tmp_path: Path) -> None:
     assert repr(alone) == repr(model.lstm) == "LSTM(3, 3, num_layers=2, dropout=0.5)"
 
 
+@pytest.mark.parametrize("layer", [xplstm.LSTM(3, 2, rng=0), xplstm.GRU(3, 2, rng=0)])
+def test_a_frozen_layer_is_not_saved(layer: Any, tmp_path: Path) -> None:
+    with pytest.raises(xplstm.ArgumentError, match=r"got Frozen.*; pass the layer that was frozen"):
+        io.save(tmp_path / "layer.safetensors", layer.freeze())
+
+
 def test_a_model_is_not_loaded_as_its_network_without_a_prefix(tmp_path: Path) -> None:
     model, path = models.SequenceClassifier(3, 4, 2, rng=0), tmp_path / "model.safetensors"
     with pytest.raises(xplstm.ArgumentError, match=r"got SequenceClassifier; call its method save\(path\)"):
@@ -278,9 +284,9 @@ def test_a_model_is_not_loaded_as_its_network_without_a_prefix(tmp_path: Path) -
 def test_other_classes_endings_and_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     models.Forecaster(1, 4, rng=0).save(path)
-    with pytest.raises(xplstm.FormatError, match="contains a Forecaster, expected a CharLM"):
+    with pytest.raises(xplstm.FormatError, match="has the class Forecaster, expected CharLM; xplstm"):
         models.CharLM.load(path)
-    with pytest.raises(xplstm.FormatError, match="contains a Forecaster, not a LSTM"):
+    with pytest.raises(xplstm.FormatError, match="has the class Forecaster, expected LSTM; xplstm"):
         xplstm.LSTM.load(path)
     for thing in (models.Forecaster(1, 4), xplstm.LSTM(1, 4)):
         with pytest.raises(xplstm.ArgumentError, match=r"must end in \.safetensors"):

@@ -456,6 +456,8 @@ def _check_network(network: object) -> None:
         msg = f"network must be one of {', '.join(nn.NETWORKS)}, got {type(network).__name__}"
         if callable(getattr(network, "save", None)):
             msg += "; call its method save(path)"
+        elif isinstance(network, nn.FrozenLSTM | nn.FrozenRNN):
+            msg += "; pass the layer that was frozen"
         raise ArgumentError(msg)
 
 

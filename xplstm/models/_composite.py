@@ -276,7 +276,8 @@ class Composite(Summary, ABC):
         model = load_model(path, xp=xp, device=device)
         if not isinstance(model, cls):
             where = os.fspath(path) if isinstance(path, str | os.PathLike) else "the checkpoint"
-            msg = f"{where} contains a {type(model).__name__}, expected a {cls.__name__}"
+            msg = f"{where} has the class {type(model).__name__}, expected {cls.__name__}; "
+            msg += "xplstm.io.load_model loads any class"
             raise FormatError(msg)
         return model
 

@@ -336,7 +336,8 @@ class Recurrent(Module):
 
         network = xplstm.io.load_model(path, xp=xp, device=device)
         if not isinstance(network, cls):
-            msg = f"{os.fspath(path)} contains a {type(network).__name__}, not a {cls.__name__}"
+            msg = f"{os.fspath(path)} has the class {type(network).__name__}, expected {cls.__name__}; "
+            msg += "xplstm.io.load_model loads any class"
             raise FormatError(msg)
         return network
 
