@@ -366,7 +366,9 @@ class RNN(_HiddenUnits):
     input_size, hidden_size : int
         At least 1.
     num_layers : int, default 1
+        At least 1.
     nonlinearity : {"tanh", "relu"}, default "tanh"
+        Activation of the hidden units.
     bias, batch_first, dropout, bidirectional, reverse, xp, device, dtype, rng
         As for `LSTM`.
 
@@ -426,7 +428,9 @@ class JordanRNN(_HiddenUnits):
     input_size, hidden_size, output_size : int
         At least 1.
     num_layers : int, default 1
+        At least 1.
     nonlinearity : {"tanh", "relu"}, default "tanh"
+        Activation of the hidden units.
     bias, batch_first, dropout, bidirectional, reverse, xp, device, dtype, rng
         As for `LSTM`.
 
@@ -508,6 +512,7 @@ class GRU(_HiddenNetwork):
     input_size, hidden_size : int
         At least 1.
     num_layers : int, default 1
+        At least 1.
     reset_after : bool, default True
         With True, the reset gate scales ``W_hn h + b_hn``, as in PyTorch and by default in Keras; ONNX calls
         this linear_before_reset. With False, the reset gate scales h before the product,

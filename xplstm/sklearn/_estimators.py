@@ -21,12 +21,17 @@ class LSTMClassifier(ClassifierMixin, SequenceEstimator):  # type: ignore[misc]
     Parameters
     ----------
     hidden_size : int, optional
+        Units of each layer, at least 1.
     num_layers : int, optional
+        Number of LSTM layers, at least 1.
     bidirectional : bool, optional
+        Whether a second direction reads each sequence from its end.
     pooling : {"last", "mean", "max"}, optional
+        Outputs that the linear layer reads: those of the last step, or their mean or maximum over all steps.
     dropout : float, optional
+        Dropout probability, in [0, 1), of the outputs of each LSTM layer in ``fit``.
     vocab_size, embedding_dim, padding_idx : int, optional
-        As for `xplstm.models.SequenceClassifier`. The options in this line are for token ids.
+        For token ids, as for `xplstm.models.SequenceClassifier`.
     standardize : bool, optional
         Whether the network reads ``(x - mean) / std``, with mean and std of each feature from ``fit``.
     epochs : int, optional

@@ -467,8 +467,9 @@ def export(
     runtime, y is 0 after the length of a batch entry, and an entry without steps keeps its initial state. The
     graph has no dropout.
 
-    A `CharLM` has the input ids and the output logits instead, a `SequenceClassifier` x and logits, and a
-    `Forecaster` x and following, including its scaling.
+    A `CharLM` has the input ids and the output logits instead. A `SequenceClassifier` has the input x, or ids
+    with `vocab_size`, and the output logits. A `Forecaster` has the input x, with `known` also future,
+    and the output following. Its graph includes its scaling. With `softmax`, probabilities replace logits.
 
     Parameters
     ----------
