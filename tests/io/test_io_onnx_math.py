@@ -18,9 +18,9 @@ onnx = pytest.importorskip("onnx")
 make = onnx.helper
 FLOAT = onnx.TensorProto.FLOAT
 
-SHAPES = r"relu|tanh|sigmoid|sqrt|neg|exp|log|abs|leakyrelu|clip(?!\w*int8)\w*"
+SHAPES = r"relu|softplus|tanh|sigmoid|sqrt|neg|exp|log|abs|leakyrelu|clip(?!\w*int8)\w*"
 NUMBERS = r"gemm|softmax|logsoftmax|layer_normalization|reduce_(mean|sum|max|min)|sum|pow|less|greater"
-OTHERS = r"less_equal|greater_equal|constant_pad|edge_pad|reflect_pad|wrap_pad|range"
+OTHERS = r"less_equal|greater_equal|constant_pad|edge_pad|reflect_pad|wrap_pad|range|gather_elements|top_k"
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,14 @@ FAILING = {
     },
     "joined": ("Concat", [EMPTY, TWO], {"axis": 0}, "dimensions"),
     "added": ("Add", [TWO, TWO[:, :2]], {}, "broadcast"),
+    "elements": ("GatherElements", [TWO, np.asarray([[[5]]])], {}, "index 5, but the axis has size 2"),
+    "elements of another shape": (
+        "GatherElements",
+        [TWO, np.zeros((2, 4, 4), int)],
+        {},
+        r"indices of shape \(2, 4, 4\), but its input has shape \(2, 3, 4\)",
+    ),
+    "too many": ("TopK", [TWO, np.asarray([5])], {}, "has k=5, but the axis has size 4"),
     "once": ("Squeeze", [TWO, np.asarray([0])], {}, r"removes axis 0 of size 2, expected size 1$"),
 }
 

@@ -85,6 +85,27 @@ def test_lengths_act_in_onnx_runtime_as_in_the_model(name: str) -> None:
     np.testing.assert_allclose(found, first(model(Ragged(x, lengths))), rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "CharLM"])
+def test_prepare_runs_what_export_writes(name: str, xp: Any) -> None:
+    model, lengths = MODELS[name](), np.asarray([5, 0, 2, 1], dtype=np.int32)
+    ((key, x),) = inputs_of(model, 5, 4).items()
+    prepared = onnx.prepare(onnx.export(model), xp=xp.xp)
+    given = {key: x if key == "ids" else xp.asarray(x), "lengths": lengths}
+    found, *_ = prepared.run(given)
+    want = first(model(Ragged(x, lengths)))
+    np.testing.assert_allclose(_array.to_numpy(found), want, rtol=2e-5, atol=2e-6)
+
+
+def test_prepare_reads_what_is_known_ahead(xp: Any) -> None:
+    model = Forecaster(3, 5, horizon=3, targets=[0], known=[2, 1], quantiles=[0.2, 0.5], rng=1)
+    x, lengths = inputs_of(model, 5, 4)["x"], np.asarray([5, 0, 2, 1], dtype=np.int32)
+    future = np.random.default_rng(1).normal(size=(3, 4, 2)).astype("float32")
+    prepared = onnx.prepare(onnx.export(model), xp=xp.xp)
+    found, *_ = prepared.run({"x": xp.asarray(x), "future": xp.asarray(future), "lengths": lengths})
+    want, _ = model(WithFuture(Ragged(x, lengths), future))
+    np.testing.assert_allclose(_array.to_numpy(found), want, rtol=2e-5, atol=2e-6)
+
+
 def test_a_language_model_goes_on_from_its_state() -> None:
     model = MODELS["CharLM"]()
     runtime, ids = session(model), inputs_of(model, 6, 2)["ids"]

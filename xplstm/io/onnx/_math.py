@@ -283,6 +283,56 @@ def _edges(node: Node, n: int, reach: int, stride: int) -> tuple[int, int]:
     return (less, total - less) if auto == "SAME_UPPER" else (total - less, less)
 
 
+def _softplus(xp: Namespace, x: Array) -> Array:
+    """Return log(1 + exp(x)) without overflow."""
+    return xp.log1p(xp.exp(-xp.abs(x))) + _relu(xp, x)
+
+
+def _gather_elements(place: Place, node: Node, values: list[Any]) -> list[Array]:
+    xp, (a, indices) = _together(place, *values)
+    axis = _axis(node, node.attributes.get("axis", 0), a.ndim)
+    n, shape = a.shape[axis], tuple(indices.shape)
+    fits = all(k == axis or size <= a.shape[k] for k, size in enumerate(shape[: a.ndim]))
+    if len(shape) != a.ndim or not fits:
+        msg = f"the {node.label} has indices of shape {shape}, but its input has shape {tuple(a.shape)}"
+        raise ShapeError(msg)
+    if isinstance(values[1], np.ndarray):
+        wrong = [k for k in _numbers(values[1].reshape(-1)) if not -n <= k < n]
+        if wrong:
+            msg = f"the {node.label} has index {wrong[0]}, but the axis has size {n}"
+            raise ShapeError(msg)
+    return [_take_along(xp, a, xp.where(indices < 0, indices + n, indices), axis)]
+
+
+def _take_along(xp: Namespace, a: Array, indices: Array, axis: int) -> Array:
+    """Return the elements of `a` at the indices along an axis, at the same place on every other axis."""
+    shape, device = tuple(indices.shape), _array.device(a)
+    flat = xp.astype(indices, xp.int64) * math.prod(a.shape[axis + 1 :])
+    for k, size in enumerate(shape):
+        if k != axis:
+            steps = xp.arange(size, dtype=xp.int64, device=device) * math.prod(a.shape[k + 1 :])
+            flat = flat + xp.reshape(steps, (*(1,) * k, size, *(1,) * (len(shape) - k - 1)))
+    taken = xp.take(xp.reshape(a, (-1,)), xp.reshape(flat, (-1,)), axis=0)
+    return _array.reshape(taken, shape)
+
+
+def _top_k(_place: Place, node: Node, values: list[Any]) -> list[Array]:
+    """Return the k largest or smallest elements along an axis, in order, and their indices."""
+    a, (k, *_) = values[0], _numbers(values[1])
+    xp, axis = _array.namespace(a, "X"), _axis(node, node.attributes.get("axis", -1), a.ndim)
+    if not 0 <= k <= a.shape[axis]:
+        msg = f"the {node.label} has k={k}, but the axis has size {a.shape[axis]}"
+        raise ShapeError(msg)
+    if node.attributes.get("largest", 1):
+        # Of equal elements the first comes first; argsort of NumPy has no descending order.
+        turned = xp.argsort(xp.flip(a, axis=axis), axis=axis, stable=True)
+        order = a.shape[axis] - 1 - xp.flip(turned, axis=axis)
+    else:
+        order = xp.argsort(a, axis=axis, stable=True)
+    first = xp.astype(order, xp.int64)[(*(slice(None),) * axis, slice(k), ...)]
+    return [_take_along(xp, a, first, axis), first]
+
+
 def _range(place: Place, node: Node, values: list[Any]) -> list[Array]:
     given: list[Any] = [_array.to_numpy(a).reshape(())[()] for a in values]
     start, limit, step = given
@@ -299,6 +349,7 @@ MATH = {
     "Log": _of_one(lambda xp, x: xp.log(x)),
     "Sqrt": _of_one(lambda xp, x: xp.sqrt(x)),
     "Relu": _of_one(_relu),
+    "Softplus": _of_one(_softplus),
     "Tanh": _of_one(lambda xp, x: xp.tanh(x)),
     "Sigmoid": _of_one(sigmoid),
     "Not": _of_one(lambda xp, x: xp.logical_not(x)),
@@ -322,4 +373,6 @@ MATH = {
     "Pad": _takes(_pad, 2, 4, "mode"),
     "Conv": _takes(_conv, 2, 3, "auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"),
     "Range": _takes(_range, 3, 3),
+    "GatherElements": _takes(_gather_elements, 2, 2, "axis"),
+    "TopK": _takes(_top_k, 2, 2, "axis", "largest", "sorted"),
 }

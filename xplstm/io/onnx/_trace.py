@@ -51,8 +51,8 @@ _IN_PLACE = _SCALING | {
 }
 # Other operators that act on each element separately.
 _BY_ELEMENT = {
-    *("Abs", "Neg", "Exp", "Log", "Sqrt", "Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "Pow"),
-    *("Not", "And", "Or", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
+    *("Abs", "Neg", "Exp", "Log", "Sqrt", "Relu", "Tanh", "Sigmoid", "LeakyRelu", "Softplus", "Clip"),
+    *("Pow", "Not", "And", "Or", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
 }
 # Operators of layers: they have weights, or combine the numbers of several positions.
 _LAYERS = {
