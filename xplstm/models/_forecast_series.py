@@ -157,6 +157,7 @@ class SeriesModel(Composite):
             Seed or generator for the order of the windows and for dropout.
         checkpoint, resume, progress : optional
             As for `xplstm.training.fit`. A resumed run needs the series and the `rng` of its start.
+            The default optimiser depends on `updates`: pass `optimizer` to continue with more updates.
 
         Returns
         -------
