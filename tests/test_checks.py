@@ -522,6 +522,31 @@ def test_a_container_is_refused_with_what_to_pass(kind: tuple[str, str]) -> None
             call(container)
 
 
+def test_tensors_of_other_layouts_are_refused_with_what_to_pass(torch: Any) -> None:
+    layer, linear, dense = lstm(xp="torch"), xplstm.Linear(I, 2, xp="torch", rng=0), torch.ones(T, B, I)
+    nested = torch.nested.nested_tensor([torch.ones(n, I) for n in (3, 2)], layout=torch.jagged)
+    zeros = torch.zeros(1, B, H)
+    for call in (layer, layer.freeze(), layer.vjp, layer.explain, linear):
+        with pytest.raises(DTypeError, match=r"x is a sparse tensor; pass x\.to_dense\(\)"):
+            call(dense.to_sparse())
+        with pytest.raises(DTypeError, match=r"x is a nested tensor; pass x\.to_padded_tensor\(0\.0\)"):
+            call(nested)
+    with pytest.raises(DTypeError, match="h_0 is a sparse tensor"):
+        layer(dense, (zeros.to_sparse(), zeros))
+    padded = nested.to_padded_tensor(0.0)
+    y, _ = lstm(xp="torch", batch_first=True)(padded, lengths=[3, 2])
+    assert y.shape == (2, 3, H)
+
+
+def test_a_packed_sequence_is_refused_with_what_to_pass(torch: Any) -> None:
+    rnn, dense = torch.nn.utils.rnn, torch.ones(T, B, I)
+    packed = rnn.pack_padded_sequence(dense, [5, 1, 3, 2], enforce_sorted=False)
+    with pytest.raises(DTypeError, match=r"pass both results of pad_packed_sequence\(x\), as x and lengths="):
+        lstm(xp="torch")(packed)
+    padded, lengths = rnn.pad_packed_sequence(packed)
+    assert lstm(xp="torch")(padded, lengths=lengths)[0].shape == (T, B, H)
+
+
 def test_the_conversion_that_an_error_suggests_works(xp: Any) -> None:
     layer, given = xplstm.LSTM(I, H, xp=xp.xp, dtype="float64", rng=0), xp.asarray(x())
     with pytest.raises(DTypeError, match="x has dtype float32") as error:

@@ -193,6 +193,19 @@ def _is_tensor(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def check_strided(name: str, x: Any) -> None:
+    """Raise an error for a tensor of PyTorch without an element at every place."""
+    if not _is_tensor(x):
+        return
+    if x.is_nested:
+        padded = f"{name}.to_padded_tensor(0.0), whose first axis is the batch, and lengths="
+        msg = f"{name} is a nested tensor; pass {padded}"
+        raise DTypeError(msg)
+    if x.layout is not sys.modules["torch"].strided:
+        msg = f"{name} is a sparse tensor; pass {name}.to_dense()"
+        raise DTypeError(msg)
+
+
 def _remedy(name: str, x: Any) -> str:
     """Return advice on what to pass instead of a container, by its type."""
     package, kind = type(x).__module__.partition(".")[0], type(x).__name__
@@ -205,6 +218,7 @@ def _remedy(name: str, x: Any) -> str:
         ("h5py", "Dataset"): f"{name}[...], or dask.array.from_array({name}) to read it block by block",
         ("pandas", kind): f"{name}.to_numpy()",
         ("polars", kind): f"{name}.to_numpy()",
+        ("torch", "PackedSequence"): f"both results of pad_packed_sequence({name}), as {name} and lengths=",
         ("builtins", "list"): padded if ragged else f"numpy.asarray({name})",
     }
     way = ways.get((package, kind))

@@ -107,6 +107,7 @@ def floats(named: Mapping[str, Any]) -> Home:
 def array(name: str, a: Array, where: Home, shape: tuple[int | str, ...], meaning: str = "") -> Array:
     """Return `a`, checked to be at `where` and to have `shape`, in which a string matches any size."""
     given = Home(_array.namespace(a, name), _array.device(a), _array.dtype_name(a.dtype))
+    _array.check_strided(name, a)
     _same_home(name, given, "the parameters", where)
     if not _array.is_current(given.device):
         block = f"`with cupy.cuda.Device({given.device.id}):`"
