@@ -266,7 +266,7 @@ def test_another_text_is_not_resumed(text, out, capsys):
 def test_bad_input_is_one_line_on_stderr(out, capsys, arguments, message):
     assert run_demo(*arguments, out=out) == 1
     shown = capsys.readouterr().err.strip().splitlines()[-1]
-    assert shown.startswith("error: ")
+    assert shown.startswith("python -m xplstm demo: ")
     assert message in shown
 
 
@@ -387,7 +387,7 @@ def test_a_wrong_option_is_refused_before_any_work(option, value, resume, finish
     arguments = [*SMALL, *(("--updates", 3) if option != "--seconds" else ())]
     assert run_demo("--text", text, *arguments, option, value, *(["--resume"] * resume), out=out) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith("error: ")
+    assert shown.startswith("python -m xplstm demo: ")
     assert shown.count("\n") == 1
     assert {file: file.read_bytes() for file in out.iterdir()} == before
 

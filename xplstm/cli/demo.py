@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except (XplstmError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"python -m xplstm demo: {error}", file=sys.stderr)
         return 1
     return 0
 
