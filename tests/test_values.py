@@ -24,7 +24,18 @@ RETURNED: list[tuple[Any, Any]] = [
     (lambda: _values.seed("rng", np.uint64(2**63)), 2**63),
     (lambda: _values.seed("rng", None), None),
 ]
+
+
+class Strict:
+    """An array that refuses iteration."""
+
+    def __iter__(self) -> Any:
+        msg = "array iteration is not allowed"
+        raise TypeError(msg)
+
+
 REFUSED: list[tuple[Any, type[Exception], str]] = [
+    (lambda: _values.items("n", Strict()), DTypeError, "n is a Strict, expected a sequence: array iteration"),
     (lambda: _values.size("n", 1.0), DTypeError, r"n=1\.0 must be an integer"),
     (lambda: _values.size("n", True), DTypeError, "n=True must be an integer"),
     (lambda: _values.size("n", np.asarray(3)), DTypeError, r"n=array\(3\) must be an integer"),

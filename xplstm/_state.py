@@ -331,9 +331,12 @@ def _convert_rows(rows: Any, like: Array) -> Array:
     """Return `rows`, such as a list or a NumPy array, as an array on the device of `like`."""
     xp = _array.namespace(like, "h")
     if isinstance(rows, _HOST):
-        rows = np.asarray(
-            rows if getattr(rows, "shape", None) == () or len(rows) else np.zeros(0, dtype=np.int32)
-        )
+        empty = getattr(rows, "shape", None) != () and not len(rows)
+        try:
+            rows = np.zeros(0, dtype=np.int32) if empty else np.asarray(rows)
+        except ValueError as error:
+            msg = f"rows={rows!r} must be an integer or an array of integers"
+            raise DTypeError(msg) from error
         rows = _array.asarray(_array.native(rows), xp, _array.device(like))
     if _array.namespace(rows, "rows") is not xp:
         ours = _array.backend_name(_array.namespace(rows, "rows"))

@@ -108,7 +108,11 @@ def items(name: str, value: Any, least: int = 0) -> list[Any]:
     ):
         msg = f"{name}={_format_value(value)} must be a sequence"
         raise DTypeError(msg)
-    found = list(value)
+    try:
+        found = list(value)
+    except TypeError as error:  # as array-api-strict and traced arrays
+        msg = f"{name} is a {type(value).__name__}, expected a sequence: {error}"
+        raise DTypeError(msg) from error
     if len(found) < least:
         msg = f"{name} is empty; at least 1 is needed"
         raise ArgumentError(msg)

@@ -25,7 +25,6 @@ def test_the_page_has_the_figures_of_the_simulation() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are started by fork")
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize("length", [1000, 1003])
 def test_the_simulation_sends_what_processes_send(length: int) -> None:
     def sent(group: Any) -> list[tuple[int, int]]:

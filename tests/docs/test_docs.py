@@ -85,8 +85,6 @@ def marks_of(page: str, backends: tuple[str, ...]) -> list[pytest.MarkDecorator]
     return slow + [pytest.mark.backend(name) for name in backends or ("numpy",)]
 
 
-# JAX warns of any fork once another test has imported it; the page that forks does not use it.
-@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize(
     ("page", "backends"),
     [

@@ -8,7 +8,17 @@ import pytest
 import xplstm
 from tests.support.cases import settled
 from xplstm import ArgumentError, DTypeError, ShapeError, XplstmError, _array
-from xplstm.models import CharLM, Forecaster, Ragged, Seq2Seq, SequenceClassifier, beam_search, pad, windows
+from xplstm.models import (
+    CharLM,
+    Forecaster,
+    Ragged,
+    Seq2Seq,
+    SequenceClassifier,
+    WithFuture,
+    beam_search,
+    pad,
+    windows,
+)
 
 HOW = {"dtype": "float64", "rng": 0}
 IDS, TARGETS = np.asarray([[0, 1], [2, 0]]), np.asarray([[1, 0], [2, 2]])
@@ -227,3 +237,47 @@ def test_a_repr_shows_sizes_and_options():
     assert repr(SequenceClassifier(3, 4, 2)) == (
         "SequenceClassifier(lstm=LSTM(3, 4, num_layers=1), linear=Linear(4, 2))"
     )
+
+
+def decoded(first=(0,), state=(), results=None):
+    """Search with a step that returns `results`, or logits and the state that it got."""
+
+    def step(tokens, before):
+        return (np.zeros((len(tokens), 2)), before) if results is None else results
+
+    return beam_search(step, state, first, end=1, width=2, max_length=3)
+
+
+LOGITS = np.zeros((1, 2))
+NOT_ARRAYS = [
+    (lambda: decoded(first=[[1, 2], [3]]), DTypeError, r"first=\[\[1, 2\], \[3\]\] must be integers"),
+    (lambda: decoded(state=(1, 2)), DTypeError, r"state\[0\] must be an array"),
+    (lambda: decoded(state=(np.zeros(3),)), ShapeError, r"state\[0\] has shape \(3,\), expected \(rows, B"),
+    (lambda: decoded(results=LOGITS), DTypeError, r"step must return \(logits, state\), got ndarray"),
+    (lambda: decoded(results=(LOGITS, None)), DTypeError, "the state that step returned must be a tuple"),
+    (
+        lambda: decoded(results=(LOGITS, (3,))),
+        DTypeError,
+        r"that step returned\[0\] must be an array",
+    ),
+    (lambda: decoded(results=(LOGITS, (X,))), ShapeError, r"has shape \(2, 2, 3\), expected \(rows, 1, "),
+    (lambda: Forecaster(3, 4).forecast(WithFuture(X, 3), 1), DTypeError, "future must be an array"),
+    (lambda: Forecaster(3, 4).count([1], X), DTypeError, "inputs must be an array"),
+    (lambda: CharLM("abc", 4).count(IDS, 3), DTypeError, "targets must be an array"),
+    (lambda: Seq2Seq("abc", "xy", 4).count(IDS, 3), DTypeError, "targets must be an array"),
+    (lambda: SequenceClassifier(3, 4, 3).count(X, 3), DTypeError, "targets must be an array"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), NOT_ARRAYS)
+def test_what_is_no_array_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_step_may_return_lists():
+    def step(tokens, before):
+        return [np.zeros((len(tokens), 2)), list(before)]
+
+    found = beam_search(step, (np.zeros((1, 1, 2)),), [0], end=1, width=2, max_length=3)
+    assert [len(row) for row in found] == [2]

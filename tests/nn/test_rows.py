@@ -154,3 +154,10 @@ def test_members_that_join_and_leave_are_as_each_alone(xp):
     for name, x in frames.items():
         alone, _ = lstm(xp.asarray(x))
         np.testing.assert_allclose(np.stack(found[name]), _array.to_numpy(alone), rtol=0, atol=1e-13)
+
+
+def test_rows_of_several_lengths_are_refused_by_name():
+    state = LSTMState(np.zeros((1, 3, 2)), np.zeros((1, 3, 2)))
+    for call in (state.take, state.reset):
+        with pytest.raises(xplstm.DTypeError, match=r"rows=\[\[1, 2\], \[0\]\] must be an integer or"):
+            call([[1, 2], [0]])

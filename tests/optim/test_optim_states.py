@@ -272,6 +272,13 @@ def test_a_state_of_another_library_is_refused_by_name(torch):
         adam.update({"w": torch.ones(2, dtype=torch.float64)}, {"w": torch.ones(2, dtype=torch.float64)})
 
 
+def test_a_gradient_of_another_library_is_refused_by_name(torch):
+    for optimizer in (optim.SGD(0.1), optim.Adam(0.1)):
+        with pytest.raises(xplstm.BackendError, match=r"grads\['w'\] is from torch, expected numpy as"):
+            optimizer.update(W, {"w": torch.ones(2, dtype=torch.float64)})
+        assert optimizer.step == 0
+
+
 BAD = [
     (lambda: optim.SGD(0.1).update({"w": np.ones(2, int)}, W), xplstm.DTypeError, "int64"),
     (lambda: optim.SGD(0.1).update({"w": np.ones(2, bool)}, W), xplstm.DTypeError, "bool"),

@@ -314,6 +314,9 @@ def test_wrong_arguments_are_named():
         trained(Batches(2), read_ahead=-1)
     with pytest.raises(IndexError, match="index=3"):
         training.Samples(x, x, 2)(0)[3]
+    for index in ("a", 1.0, True):
+        with pytest.raises(xplstm.DTypeError, match=r"index=.* must be an integer or a slice"):
+            training.Samples(x, x, 2)(0)[index]
 
 
 def test_targets_of_whole_sequences_keep_the_batch_first():

@@ -17,11 +17,7 @@ from xplstm import optim, training
 from xplstm.models import CharLM, Forecaster, Ragged, SequenceClassifier
 from xplstm.training import _fit, _team
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="processes are started by fork"),
-    # JAX warns of any fork once it is imported; these processes do not use it.
-    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are started by fork")
 
 
 def batches(entries, ragged=False, count=6):

@@ -24,10 +24,7 @@ BESIDE = Path(sys.executable).with_name("mpiexec")
 MPIEXEC = str(BESIDE) if BESIDE.exists() else shutil.which("mpiexec")
 HAS_MPI = bool(MPIEXEC) and importlib.util.find_spec("mpi4py") is not None
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="processes are started by fork"),
-    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are started by fork")
 
 
 def parameters(group, sums, shards=4, updates=8):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xplstm import _values, losses
+from xplstm import _array, _values, losses
 from xplstm._errors import ArgumentError
 from xplstm._state import LSTMState
 from xplstm._typing import Array, Device, FloatDType, Namespace
@@ -253,6 +253,7 @@ class CharLM(Composite):
 
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return the number of elements over which the loss is averaged."""
+        _array.namespace(targets, "targets")
         return count_existing(None, tuple(targets.shape))
 
     def generate(

@@ -477,6 +477,7 @@ class SequenceClassifier(Composite):
             msg += "train without parallel=, or without class_weights"
             raise ArgumentError(msg)
         if not self.each_step:
+            _array.namespace(targets, "targets")
             return int(targets.shape[0]) if len(targets.shape) else 1
         reading = self._reading(inputs)
         return count_existing(reading.exists, tuple(reading.x.shape[: 2 if self.embedding is None else None]))

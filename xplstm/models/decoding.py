@@ -229,15 +229,12 @@ def beam_search(
     end = _values.size("end", end, 0)
     length_penalty = _penalty(length_penalty, max_length)
     _values.function("step", step)
-    if not isinstance(state, tuple):
-        msg = f"state must be a tuple of arrays, got {type(state).__name__}"
-        raise DTypeError(msg)
-    beam = _Beam.of(_first(first), state)
+    beam = _Beam.of(_first(first), _check_state("state", state, None))
     hypotheses: list[list[Hypothesis]] = [[] for _ in beam.tokens]
     for length in range(1, max_length + 1):
         if not beam.owner.size:
             break
-        logits, state = step(beam.tokens[:, -1], beam.state)
+        logits, state = _run(step, beam)
         log_p = _log_softmax(logits)
         if log_p.ndim != 2 or log_p.shape[0] != len(beam.tokens):
             msg = f"step returned logits of shape {log_p.shape}, expected ({len(beam.tokens)}, V)"
@@ -255,9 +252,38 @@ def beam_search(
     return [sorted(row, key=lambda h: -h.score)[:width] for row in hypotheses]
 
 
+def _run(step: Step, beam: _Beam) -> tuple[Array, States]:
+    """Run one step of all sequences, and check its results."""
+    results: object = step(beam.tokens[:, -1], beam.state)
+    if not isinstance(results, tuple | list) or len(results) != 2:
+        msg = f"step must return (logits, state), got {type(results).__name__}"
+        raise DTypeError(msg)
+    logits, state = results
+    state = tuple(state) if isinstance(state, list) else state
+    return logits, _check_state("the state that step returned", state, len(beam.tokens))
+
+
+def _check_state(name: str, state: object, rows: int | None) -> States:
+    """Return a state, checked to be a tuple of arrays, with `rows` entries on the second axis if given."""
+    if not isinstance(state, tuple):
+        msg = f"{name} must be a tuple of arrays, got {type(state).__name__}"
+        raise DTypeError(msg)
+    for k, a in enumerate(state):
+        _array.namespace(a, f"{name}[{k}]")
+        shape = tuple(a.shape)
+        if len(shape) < 2 or rows not in (None, shape[1]):
+            msg = f"{name}[{k}] has shape {shape}, expected (rows, {'B' if rows is None else rows}, ...)"
+            raise ShapeError(msg)
+    return state
+
+
 def _first(first: Sequence[int] | np.ndarray) -> np.ndarray:
     """Check the start tokens, and return them as an array."""
-    tokens = np.asarray(first)
+    try:
+        tokens = np.asarray(first)
+    except ValueError as error:
+        msg = f"first={first!r} must be integers of shape (B,)"
+        raise DTypeError(msg) from error
     if tokens.ndim != 1:
         msg = f"first has shape {tokens.shape}, expected (B,)"
         raise ShapeError(msg)

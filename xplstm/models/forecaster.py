@@ -380,9 +380,10 @@ class Forecaster(SeriesModel):
         if _blocks.takes(batch.x, self._home()):
             return self._forecast_blocks(batch, future, steps, state)
         observed = self._convert_batch(batch)
-        if future is not None:
-            _checks.finite("future", future, GAPS)
-            observed = WithFuture(observed, self._convert("future", future))
+        if isinstance(x, WithFuture):
+            _array.namespace(x.future, "future")
+            _checks.finite("future", x.future, GAPS)
+            observed = WithFuture(observed, self._convert("future", x.future))
         read = self._read(observed)
         forecasts = self._iterate(read, steps, state) if self.horizon is None else self._direct(read, state)
         _checks.finite("the forecast", forecasts, OVERFLOW)
@@ -545,6 +546,7 @@ class Forecaster(SeriesModel):
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return the number of elements over which the loss is averaged."""
         x = split_batch(inputs.x if isinstance(inputs, WithFuture) else inputs)
+        _array.namespace(x.x, "inputs")
         return count_existing(existing(x), tuple(x.x.shape[:-1]))
 
     def _read(self, inputs: Inputs) -> _Read:

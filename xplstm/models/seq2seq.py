@@ -379,6 +379,7 @@ class Seq2Seq(Composite):
     def _count(self, inputs: Any, targets: Any) -> int:  # noqa: ARG002
         """Return the number of elements over which the loss is averaged."""
         target = split_batch(targets)
+        _array.namespace(target.x, "targets")
         return count_existing(existing(target, "target"), tuple(target.x.shape))
 
     def decode(

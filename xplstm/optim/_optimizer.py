@@ -411,7 +411,7 @@ def add_tied(params: Params, grads: Params) -> dict[str, Array]:
     """Add the gradients of names that share one parameter, whose norm is that of the sum."""
     sums = dict(grads)
     for tied in names_by_array(params):
-        # The optimiser raises an error for another shape.
+        # `update` raises an error for another shape.
         given = [n for n in tied if n in grads and tuple(grads[n].shape) == tuple(params[n].shape)]
         for name in given[1:]:
             sums[given[0]] = _array.widen(sums[given[0]]) + _array.widen(sums.pop(name))
@@ -421,18 +421,28 @@ def add_tied(params: Params, grads: Params) -> dict[str, Array]:
 def _group_tied(params: Params, grads: Params) -> tuple[dict[str, _Pair], dict[str, list[str]]]:
     """Return the parameters with a gradient by their first names, and all names of each parameter."""
     _check_names(params, grads)
-    checked = {name: _array.detach(_array.float_array(f"grads[{name!r}]", g)) for name, g in grads.items()}
-    sums = add_tied(params, checked)
+    sums = add_tied(params, {name: _check_gradient(name, params[name], g) for name, g in grads.items()})
     pairs: dict[str, _Pair] = {}
     names: dict[str, list[str]] = {}
     for tied in names_by_array(params):
         for name in [name for name in tied if name in sums]:
-            p, g = _array.detach(_array.float_array(f"params[{name!r}]", params[name])), sums[name]
-            if g.shape != p.shape:
-                msg = f"grads[{name!r}] has shape {tuple(g.shape)}, expected {tuple(p.shape)} as in params"
-                raise ShapeError(msg)
-            pairs[tied[0]], names[tied[0]] = _Pair(p, g), tied
+            p = _array.native(_array.detach(params[name]))
+            pairs[tied[0]], names[tied[0]] = _Pair(p, sums[name]), tied
     return pairs, names
+
+
+def _check_gradient(name: str, param: Array, g: Array) -> Array:
+    """Return a gradient that has the library and the shape of its parameter."""
+    p = _array.float_array(f"params[{name!r}]", param)
+    g = _array.detach(_array.float_array(f"grads[{name!r}]", g))
+    xp, theirs = _array.namespace(p, name), _array.namespace(g, name)
+    if theirs is not xp:
+        msg = f"grads[{name!r}] is from {_array.backend_name(theirs)}, expected "
+        raise BackendError(msg + f"{_array.backend_name(xp)} as in params")
+    if g.shape != p.shape:
+        msg = f"grads[{name!r}] has shape {tuple(g.shape)}, expected {tuple(p.shape)} as in params"
+        raise ShapeError(msg)
+    return g
 
 
 @part

@@ -89,19 +89,25 @@ class Streams(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
-        try:
-            number = operator.index(index)
-        except TypeError:
-            number = None
-        if number is None or isinstance(index, bool):
-            msg = f"index={index!r} must be an integer or a slice"
-            raise DTypeError(msg)
+        number = index_of(index)
         if not -len(self) <= number < len(self):
             msg = f"index={index} must be in [{-len(self)}, {len(self)})"
             raise IndexError(msg)
         first = number % len(self) * self._steps
         steps = slice(first, min(first + self._steps, self._length))
         return self._inputs[steps, ...], self._targets[steps, ...]
+
+
+def index_of(index: Any) -> int:
+    """Return the index of a batch, checked to be an integer."""
+    try:
+        number = operator.index(index)
+    except TypeError:
+        number = None
+    if number is None or isinstance(index, bool):
+        msg = f"index={index!r} must be an integer or a slice"
+        raise DTypeError(msg)
+    return number
 
 
 class Place(NamedTuple):

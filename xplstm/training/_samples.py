@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError, ShapeError
 from xplstm.training import _trees
-from xplstm.training._data import Batch
+from xplstm.training._data import Batch, index_of
 from xplstm.training._order import Permutation
 
 
@@ -125,7 +124,7 @@ class _Epoch(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
-        number = operator.index(index)
+        number = index_of(index)
         if not -len(self) <= number < len(self):
             msg = f"index={index} must be in [{-len(self)}, {len(self)})"
             raise IndexError(msg)
