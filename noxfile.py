@@ -211,7 +211,7 @@ def spec(session: nox.Session, library: str) -> None:
 
 @nox.session(tags=["report"])
 def conformance(session: nox.Session) -> None:
-    """Write the conformance page from one environment with all subjects; half an hour on two cores."""
+    """Write the conformance page from one environment with all subjects; one to two hours."""
     install(session, ".[test]", *pinned(*VERSIONS))
     # A second run asks again only the subjects whose adapter, list or version has changed.
     kept = Path(session.create_tmp()).absolute() / "kept"
