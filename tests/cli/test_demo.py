@@ -177,7 +177,7 @@ def timed(text, seconds):
 
 
 @pytest.mark.slow
-def test_the_time_ends_a_run_and_a_resumed_one(monkeypatch, text, out):
+def test_the_time_ends_a_run_and_a_resumed_one(monkeypatch, text, out, capsys):
     """The clock advances a second at each call: once at the start, and once for each batch."""
     clock = iter(range(10**6))
     monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(clock)))
@@ -193,7 +193,11 @@ def test_the_time_ends_a_run_and_a_resumed_one(monkeypatch, text, out):
     assert whole.extra["spent"] == [30]
     assert whole.update == 27
     assert whole.history.validations[-1][0] == 27
+    assert "complete" not in capsys.readouterr().out
+    assert run_demo("--resume", out=out) == 0
+    assert "The run is complete after 27 updates; --updates N" in capsys.readouterr().out
     assert run_demo("--resume", "--updates", 40, out=out) == 0
+    assert "complete" not in capsys.readouterr().out
     assert training.load_checkpoint(out / demo.CHECKPOINT).update == 40
 
 

@@ -233,6 +233,8 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     if begun is None:
         print(f"Untrained, it writes {write(40)!r}.")
         _make_room(args.out / CHECKPOINT)
+    elif begun.update >= settings.updates if settings.updates else begun.epoch:
+        print(f"The run is complete after {begun.update:,} updates; --updates N trains up to N updates.")
     with _blas(settings.threads):
         history = _fit(model, corpus, settings, args, begun)
     _conclude(history, baseline)
