@@ -329,8 +329,10 @@ def test_targets_of_whole_sequences_keep_the_batch_first():
         training.fit(model, data, optim.Adam(0.01), epochs=3, progress=False, **options)
         return float(model.loss(x.swapaxes(0, 1), targets))
 
-    with pytest.raises(xplstm.ArgumentError, match=r"batch on axis 0, .* the shape \(4, B\); pass prepare="):
-        loss_after(training.Samples(x, targets, 4))
+    transposed = training.Samples(x, targets, 4)
+    for data in (transposed, transposed(0), lambda epoch: transposed(2 * epoch)):
+        with pytest.raises(xplstm.ArgumentError, match=r"batch on axis 0, .* shape \(4, B\); pass prepare="):
+            loss_after(data)
     samples = training.Samples(x, targets, 4, prepare=lambda a, b: (a, b.T))
     expected = loss_after([(x[k : k + 4].swapaxes(0, 1), targets[k : k + 4]) for k in (0, 4)])
     assert loss_after(samples) == expected

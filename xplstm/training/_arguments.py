@@ -18,7 +18,7 @@ from xplstm.optim._optimizer import matches, patterns
 from xplstm.training import _trees
 from xplstm.training._resumed import earlier_name
 from xplstm.training._run import Event, Model, Options, Run, plateaus_of
-from xplstm.training._samples import Samples
+from xplstm.training._samples import Epoch
 from xplstm.training._saved import as_json, ties_of
 from xplstm.training._shards import Shards
 
@@ -71,15 +71,16 @@ def check_parallel(model: Model, parallel: Any) -> None:
         raise ArgumentError(msg)
 
 
-def check_samples(model: Model, data: Any) -> None:
+def check_samples(model: Model, batches: Any) -> None:
     """Check that samples have the batch axis of the model's targets; `prepare` may move it."""
     wanted = getattr(model, "targets_axis", None)
-    if wanted is None or not isinstance(data, Samples) or data.prepare is not None:
+    if wanted is None or not isinstance(batches, Epoch) or batches.samples.prepare is not None:
         return
-    several = [a for _, a in _trees.leaves({"targets": data.trees["targets"]}) if len(a.shape) > 1]
-    if several and wanted == 0 and data.batch_axis == 1:
+    samples = batches.samples
+    several = [a for _, a in _trees.leaves({"targets": samples.trees["targets"]}) if len(a.shape) > 1]
+    if several and wanted == 0 and samples.batch_axis == 1:
         msg = f"targets of {type(model).__name__} have the batch on axis 0, but Samples has batch_axis="
-        msg += f"{data.batch_axis}, which gives the shape ({several[0].shape[1]}, B); "
+        msg += f"{samples.batch_axis}, which gives the shape ({several[0].shape[1]}, B); "
         raise ArgumentError(msg + "pass prepare=lambda x, y: (x, y.T)")
 
 

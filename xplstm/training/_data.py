@@ -146,11 +146,13 @@ class Source:
 
     A sequence is read by index. If a sequence has the methods ``entries(index)`` and ``part(index, low,
     high)``, each process reads its own part. Any other iterable is read in order, one batch in advance, to
-    recognise the last batch of an epoch.
+    recognise the last batch of an epoch. `check` raises an error for batches of an epoch that do not fit.
     """
 
-    def __init__(self, data: Batches | Callable[[int], Batches], own: Own) -> None:
-        self._data, self._own = data, own
+    def __init__(
+        self, data: Batches | Callable[[int], Batches], own: Own, check: Callable[[Any], object]
+    ) -> None:
+        self._data, self._own, self._check = data, own, check
         self._epoch: int | None = None
         self._batches: _Indexed | _Iterated
         self.is_parted: bool | None = None
@@ -200,6 +202,7 @@ class Source:
         """Return the batches of an epoch, at least one."""
         if epoch != self._epoch:
             given = self._data(epoch) if callable(self._data) else self._data
+            self._check(given)
             self._batches, self._epoch = _open_epoch(given, epoch, self._own), epoch
             before, self.is_parted = self.is_parted, self._batches.is_parted
             if before not in (None, self.is_parted):

@@ -202,7 +202,6 @@ def fit(
         rng = _values.seed("rng", rng)
         plan = plan_of(locals())
         options, settings = options_of(model, optimizer, locals())
-        check_samples(model, data)
         check_arguments(model, optimizer, validate, patience, checkpoint, resume, extra, rng, progress)
         if checkpoint is not None and team.is_first:
             check_path(checkpoint, resume)
@@ -214,7 +213,8 @@ def fit(
             check_seed(at, generator)
 
     def begun() -> Run:
-        source = Source(data, functools.partial(own_entries, parallel))
+        own_part, check = functools.partial(own_entries, parallel), functools.partial(check_samples, model)
+        source = Source(data, own_part, check)
         run = Run(model, optimizer, source, generator, options, settings | own, team)
         config = config_of(model)
         run.at = run.at._replace(model=config)

@@ -105,21 +105,21 @@ class Samples:
         sequence of (inputs, targets)
             The batches, read on access.
         """
-        return _Epoch(self, _values.size("epoch", epoch, 0))
+        return Epoch(self, _values.size("epoch", epoch, 0))
 
 
-class _Epoch(Sequence[Batch]):
+class Epoch(Sequence[Batch]):
     """The batches of one epoch, with a cache of the blocks of the last batch."""
 
     def __init__(self, samples: Samples, epoch: int) -> None:
-        self._samples = samples
+        self.samples = samples
         self._order: _Order | None = None
         if samples.seed is not None:
             self._order = _Order(samples.size, samples.block, samples.seed, epoch)
         self._blocks: dict[tuple[str, int], np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -132,12 +132,12 @@ class _Epoch(Sequence[Batch]):
 
     def entries(self, index: int) -> int:
         """Return the number of samples in a batch."""
-        size = self._samples.batch_size
-        return min(size, self._samples.size - index * size)
+        size = self.samples.batch_size
+        return min(size, self.samples.size - index * size)
 
     def part(self, index: int, low: int, high: int) -> Batch:
         """Read the batch entries in ``[low, high)`` of a batch."""
-        first = index * self._samples.batch_size
+        first = index * self.samples.batch_size
         places = np.arange(first + low, first + high)
         wanted = places if self._order is None else self._order(places)
         used: dict[tuple[str, int], np.ndarray] = {}
@@ -149,16 +149,16 @@ class _Epoch(Sequence[Batch]):
                 found = np.asarray(stored[wanted])
             else:
                 found = self._read(name, stored, wanted, used)
-            return np.moveaxis(found, 0, self._samples.batch_axis) if found.ndim > 1 else found
+            return np.moveaxis(found, 0, self.samples.batch_axis) if found.ndim > 1 else found
 
-        inputs, targets = (_trees.map_arrays(name, tree, read) for name, tree in self._samples.trees.items())
+        inputs, targets = (_trees.map_arrays(name, tree, read) for name, tree in self.samples.trees.items())
         self._blocks = used
-        prepare = self._samples.prepare
+        prepare = self.samples.prepare
         return (inputs, targets) if prepare is None else prepare(inputs, targets)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share."""
-        s = self._samples
+        s = self.samples
         return {
             "samples": s.size,
             "batch_size": s.batch_size,
@@ -173,7 +173,7 @@ class _Epoch(Sequence[Batch]):
         self, name: str, stored: Any, wanted: np.ndarray, used: dict[tuple[str, int], np.ndarray]
     ) -> np.ndarray:
         """Read samples as whole blocks in the order of the file."""
-        length, total = self._samples.block, self._samples.size
+        length, total = self.samples.block, self.samples.size
         numbers, where = np.unique(wanted // length, return_inverse=True)
         for number in numbers.tolist():
             low, key = number * length, (name, number)
