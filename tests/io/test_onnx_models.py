@@ -87,6 +87,7 @@ def test_lengths_act_in_onnx_runtime_as_in_the_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "CharLM"])
 def test_prepare_runs_what_export_writes(name: str, xp: Any) -> None:
+    pytest.importorskip("onnx")
     model, lengths = MODELS[name](), np.asarray([5, 0, 2, 1], dtype=np.int32)
     ((key, x),) = inputs_of(model, 5, 4).items()
     prepared = onnx.prepare(onnx.export(model), xp=xp.xp)
@@ -97,6 +98,7 @@ def test_prepare_runs_what_export_writes(name: str, xp: Any) -> None:
 
 
 def test_prepare_reads_what_is_known_ahead(xp: Any) -> None:
+    pytest.importorskip("onnx")
     model = Forecaster(3, 5, horizon=3, targets=[0], known=[2, 1], quantiles=[0.2, 0.5], rng=1)
     x, lengths = inputs_of(model, 5, 4)["x"], np.asarray([5, 0, 2, 1], dtype=np.int32)
     future = np.random.default_rng(1).normal(size=(3, 4, 2)).astype("float32")
