@@ -115,6 +115,12 @@ def of_function(name: str) -> Test:
     return lambda _op, c, _a: any(s[0] == name for s in c.get("variant", {}).get("activations", []))
 
 
+def steep(_op: str, config: Config, _a: Arrays) -> bool:
+    """Return whether a leaky_relu has an alpha above 1: there it is not max(z, alpha * z)."""
+    functions = config.get("variant", {}).get("activations", [])
+    return any(name == "leaky_relu" and numbers and float(numbers[0]) > 1 for name, *numbers in functions)
+
+
 def changed(change: Callable[[Config], None]) -> Spoil:
     """Return a change of calls: store the numbers of options in fewer bits."""
 
@@ -149,6 +155,15 @@ def magnitudes(config: Config) -> None:
     """Take the magnitudes of the functions' numbers."""
     functions = config["variant"]["activations"]
     functions[:] = [[name, *(str(abs(float(v))) for v in numbers)] for name, *numbers in functions]
+
+
+def lone_alpha_twice(config: Config) -> None:
+    """Take an alpha without beta for both."""
+    functions = config.get("variant", {}).get("activations", [])
+    functions[:] = [
+        [name, *numbers * (1 + (len(numbers) == 1 and name in ("affine", "scaled_tanh", "hard_sigmoid")))]
+        for name, *numbers in functions
+    ]
 
 
 def keys(change: Callable[[int, int], tuple[int, int]]) -> Callable[[Config], None]:
@@ -248,6 +263,8 @@ NUMBERS: dict[str, Call] = {
     },
     "an infinity past the end becomes NaN": after(ragged, infinite_past_the_end),
     **{f"{name} of magnitudes": before(of_function(name), changed(magnitudes)) for name in ODD},
+    "alpha alone is beta too": before(always, changed(lone_alpha_twice)),
+    "leaky_relu by maximum": after(steep, off("y")),
     "rates stored in eighths": before(always, changed(rates_in_eighths)),
     **{f"bounds of clips at most {n}": before(always, changed(bounds(partial(min, n)))) for n in (1.0, 2.0)},
     **{f"bounds of clips at least {n}": before(always, changed(bounds(partial(max, n)))) for n in (0.1,)},

@@ -225,6 +225,10 @@ ODD: dict[str, list[str]] = {
     **{"scaled_tanh": ["-1.3", "0.7"], "hard_sigmoid": ["-0.3", "0.4"], "elu": ["-0.7"]},
 }
 """Functions with negative numbers."""
+LONE: dict[str, list[str]] = {
+    **{"affine": ["0.3"], "scaled_tanh": ["1.3"], "hard_sigmoid": ["0.3"], "leaky_relu": ["1.7"]},
+}
+"""Functions with alpha alone, whose beta has its default; a leaky_relu that is steeper below zero."""
 BOUNDED = ("softsign", "softplus", "scaled_tanh", "hard_sigmoid")
 """Functions that are asked far from zero: a result grows with none of them, or overflows on its way."""
 
@@ -240,9 +244,10 @@ def functions() -> dict[str, Sized]:
         found[f"function-{name}-module"] = module(3, 5, 3, 3, *said, **BOTH, **two)
         if name in BOUNDED:
             found[f"function-{name}-far"] = layer(3, 4, 4, 3, *said, change=loud, gradients=False, **one)
-    for name, numbers in ODD.items():
-        one = {"variant": {"activations": [["sigmoid"], [name, *numbers], ["tanh"]]}}
-        found[f"function-odd-{name}"] = layer(3, 10, 3, 3, *said, **one)
+    for way, numbers_of in (("odd", ODD), ("lone", LONE)):
+        for name, numbers in numbers_of.items():
+            one = {"variant": {"activations": [["sigmoid"], [name, *numbers], ["tanh"]]}}
+            found[f"function-{way}-{name}"] = layer(3, 10, 3, 3, *said, **one)
     bounds: Choice = {"variant": {"gate_clip": "2.7", "cell_clip": "3.3"}}
     found["wide-clips"] = layer(3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", change=loud, **bounds)
     found["wide-clips-module"] = module(

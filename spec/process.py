@@ -168,6 +168,7 @@ def settings() -> dict[str, Any]:
             "functions that trace": (sys.getprofile(), threading.getprofile()),
             "all signals": [signal.getsignal(number) for number in signal.valid_signals()],
             "streams": (sys.stdout, sys.stderr),
+            "threads": threading.active_count(),
             "open files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None,
         }
     )
@@ -175,8 +176,9 @@ def settings() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Restore the settings at the end of a block."""
+    """Restore the settings at the end of a block, and cancel the timers that were started in it."""
     before = {name: setting.read() for name, setting in SETTINGS.items()}
+    threads = threading.enumerate()
     profile = threading.getprofile()
     with np.printoptions(), np.errstate(), warnings.catch_warnings(), decimal.localcontext():
         try:
@@ -185,6 +187,10 @@ def restored() -> Iterator[None]:
             for name, setting in SETTINGS.items():
                 setting.write(before[name])
             threading.setprofile(profile)
+            for thread in threading.enumerate():
+                if isinstance(thread, threading.Timer) and thread not in threads:
+                    thread.cancel()
+                    thread.join()
 
 
 @contextlib.contextmanager

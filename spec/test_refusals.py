@@ -233,8 +233,8 @@ def test_refusal_names_the_length(subject: Adapter, name: str, wrong: int) -> No
 @pytest.mark.parametrize("name", RAGGED)
 def test_wrong_length_is_refused_anywhere(subject: Adapter, name: str, at: int, gradients: bool) -> None:
     """XPL-ERR-003: test each batch entry and direction, with gradients and without."""
-    # The last two are valid lengths where only 8 or 16 bits of them are read.
-    for wrong in (-1, 6, 258, 65538):
+    # The last three are valid lengths where only 8, 16 or 32 bits of them are read.
+    for wrong in (-1, 6, 258, 65538, 2**32 + 2):
         with pytest.raises(Refused):
             with_lengths(subject, name, gradients, [wrong if b == at else 2 for b in range(3)])
 

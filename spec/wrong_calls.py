@@ -141,6 +141,7 @@ SETTERS: dict[str, Callable[[], object]] = {
     "exceptions of threads": lambda: setattr(threading, "excepthook", print),
     "display of warnings": lambda: setattr(warnings, "showwarning", print),
     "timeout of sockets": lambda: socket.setdefaulttimeout(5),
+    "threads": lambda: threading.Timer(3600, print).start(),
     "start of processes": lambda: multiprocessing.set_start_method("spawn", force=True),
     "profile of threads": lambda: threading.setprofile(lambda *_: None),
 }

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from spec.peers.peer import Peer, as_layer, as_module, one_bias
-from spec.subject import Arrays, Config, Unsupported
+from spec.subject import Arrays, Config, Refused, Unsupported
 
 # Names of ONNX, and the defaults of alpha and beta.
 ACTIVATIONS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -123,9 +123,13 @@ class Operator(Peer, ABC):
         bias = np.zeros((len(directions), 8 * config["hidden_size"]), a["x"].dtype)
         if config.get("bias", True):
             bias = np.concatenate([stacked("bias_ih"), stacked("bias_hh")], axis=1)
-        lengths = np.asarray(config.get("lengths") or [T] * B, "int32")
+        lengths = config.get("lengths") or [T] * B
+        # The operator's type of sequence_lens; NumPy would wrap what it cannot hold, or raise its own error.
+        if any(abs(n) >= 2**31 for n in lengths):
+            raise Refused("other", f"the operator has lengths of 32 bits, not {lengths}")
         parameters = {"W": stacked("weight_ih"), "R": stacked("weight_hh"), "B": bias}
-        found = {"X": a["x"], **parameters, "lengths": lengths, "h": a["h_0"], "c": a["c_0"]}
+        found = {"X": a["x"], **parameters, "lengths": np.asarray(lengths, "int32")}
+        found |= {"h": a["h_0"], "c": a["c_0"]}
         if "weight_ch_l0" in a:
             blocks = [np.split(a[f"weight_ch{d}"], 3) for d in directions]
             found["P"] = np.stack([np.concatenate([i, o, f]) for i, f, o in blocks])
