@@ -233,7 +233,7 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     if begun is None:
         print(f"Untrained, it writes {write(40)!r}.")
         _make_room(args.out / CHECKPOINT)
-    elif begun.update >= settings.updates if settings.updates else begun.epoch:
+    elif _is_complete(begun, settings):
         print(f"The run is complete after {begun.update:,} updates; --updates N trains up to N updates.")
     with _blas(settings.threads):
         history = _fit(model, corpus, settings, args, begun)
@@ -244,6 +244,11 @@ def _demo(args: argparse.Namespace, begun: Checkpoint | None) -> None:
     drawn = _draw(history, baseline, args.out / CURVE)
     print(f"Wrote {f'{CURVE}, ' if drawn else ''}{SAMPLE} and {CHECKPOINT} to {args.out}.")
     _show_how_to_use(args.out / CHECKPOINT, prompt, args.temperature)
+
+
+def _is_complete(begun: Checkpoint, settings: Settings) -> bool:
+    """Return whether a run has all its updates, or is the one epoch of a run with a time limit."""
+    return begun.epoch > 0 if settings.updates is None else begun.update >= settings.updates
 
 
 def _opening(text: str) -> str:
