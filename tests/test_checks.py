@@ -197,22 +197,22 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "lengths of a batch in the other order": (
         lambda: lstm()(x(), lengths=[1] * T),
         ShapeError,
-        r"lengths has shape \(5,\), expected \(4,\): .*; x is \(T, B, I\), or \(B, T, I\) with ",
+        r"lengths has shape \(5,\), expected \(4,\): .*; x is \(T, B, I\), or \(B, T, I\) for a layer with ",
     ),
     "state of a batch in the other order": (
         lambda: lstm()(x(), state((1, T, H), (1, T, H))),
         ShapeError,
-        r"h_0 has shape .*; x is \(T, B, I\), or \(B, T, I\) with batch_first=True",
+        r"h_0 has shape .*; x is \(T, B, I\), or \(B, T, I\) for a layer with batch_first=True",
     ),
     "mask of a batch in the other order": (
         lambda: lstm()(x(), mask=np.ones((B, T), dtype=bool)),
         ShapeError,
-        r"mask has shape .*; x is \(T, B, I\), or \(B, T, I\) with batch_first=True",
+        r"mask has shape .*; x is \(T, B, I\), or \(B, T, I\) for a layer with batch_first=True",
     ),
     "lengths too long": (
         lambda: lstm()(x(), lengths=[5, 6, 0, 1]),
         ArgumentError,
-        r"lengths\[1\]=6 must be in \[0, T=5\]; x is \(T, B, I\), or \(B, T, I\) with batch_first=True",
+        r"lengths\[1\]=6 must be in \[0, T=5\]; x is \(T, B, I\), or .* for a layer with batch_first=True",
     ),
     "lengths negative": (
         lambda: lstm()(x(), lengths=[5, 0, -1, 1]),

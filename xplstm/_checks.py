@@ -17,7 +17,7 @@ from xplstm.cells.params import LSTMParams, each
 from xplstm.cells.variant import OPTION
 
 # Axes of x; a batch in the other order first fails in the argument that has a batch or time axis too.
-AXES = "x is (T, B, I), or (B, T, I) with batch_first=True"
+AXES = "x is (T, B, I), or (B, T, I) for a layer with batch_first=True"
 
 
 class Home(NamedTuple):
