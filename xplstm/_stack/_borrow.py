@@ -21,7 +21,7 @@ from xplstm import _array, _choice, _dispatch
 from xplstm._dispatch import Directions, Kernel, Stepper
 from xplstm._problem import Loan, Problem
 from xplstm._stack import _cuda, _jax
-from xplstm._stack._run import Library, Packed, Run, host, loan_of, numpy_problem, pack, pick_present
+from xplstm._stack._run import Library, Packed, Run, host, lent_problem, loan_of, pack, pick_present
 from xplstm._state import LSTMState
 from xplstm._typing import Array
 from xplstm.kernels import _threads
@@ -112,9 +112,7 @@ def _adapt_kernel(kernel: Kernel, backend: str) -> Kernel:
         *options: bool,
     ) -> Stepper:
         with library.bound(loan_of(problem)):
-            step = make(
-                numpy_problem(kernel, problem, False), tuple(layer.packed for layer in layers), *options
-            )
+            step = make(lent_problem(problem, False), tuple(layer.packed for layer in layers), *options)
 
         def step_or_call(x_t: Any, state: Any) -> tuple[Array, LSTMState] | None:
             """Run one step or small call, or return None for arguments that need a call's checks."""

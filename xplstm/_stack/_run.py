@@ -72,7 +72,7 @@ class Run:
     def forward(self, arrays: Sequence[Array], keep: bool) -> tuple[list[Array], Any]:
         """Return y, h_n and c_n, and the residuals for `backward`."""
         view = self.library.view
-        problem = numpy_problem(self.kernel, self.problem, keep)
+        problem = lent_problem(self.problem, keep)
         with self.library.bound(loan_of(self.problem)):
             steps = [None if a is None else view(a) for a in self.steps]
             x, h_0, c_0 = map(view, arrays[:3])
@@ -112,9 +112,10 @@ def loan_of(problem: Problem) -> Loan:
     return problem.loan
 
 
-def numpy_problem(kernel: Kernel, problem: Problem, keep: bool) -> Problem:
-    """Return the problem for NumPy arrays, which the kernel runs; autograd may ask for dx later."""
-    return problem.lend_to(kernel.arrays)._replace(dx=True, keep=keep)
+def lent_problem(problem: Problem, keep: bool) -> Problem:
+    """Return the problem for the borrowed memory, which the kernel runs; autograd may ask for dx later."""
+    xp, backend, device = loan_of(problem)
+    return problem._replace(xp=xp, backend=backend, device=device, loan="", dx=True, keep=keep)
 
 
 def pick_present(params: Directions, others: Directions) -> Iterator[Any]:
@@ -127,4 +128,4 @@ def pack(kernel: Kernel, library: Library, problem: Problem, params: Directions)
     """Pack views of the parameters for the kernel."""
     with library.bound(loan_of(problem)):
         views = tuple(p._make(None if a is None else library.view(a) for a in p) for p in params)
-        return Packed(params, kernel.prepare(numpy_problem(kernel, problem, problem.keep), views))
+        return Packed(params, kernel.prepare(lent_problem(problem, problem.keep), views))

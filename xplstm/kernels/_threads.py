@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ LIMIT_HOLDS = 1.0
 """Seconds until a control group's quota is read again."""
 
 
+@cache
 def from_environment() -> int:
-    """Return the number of threads that the environment requests, or 0.
+    """Return the number of threads that the environment requested at the first call, or 0.
 
     An invalid ``XPLSTM_NUM_THREADS`` raises an error. An invalid ``OMP_NUM_THREADS`` is ignored, because it
     may follow the rules of another library.
