@@ -170,9 +170,9 @@ def namespace(x: Any, name: str) -> Namespace:
     if type(x) is np.ndarray:  # this check comes first, because checks take most of the time of a small call
         return numpy_namespace()
     if _is_tensor(x):
-        from array_api_compat import torch
-
-        return torch
+        # An import statement takes ten times as long.
+        found = sys.modules.get("array_api_compat.torch")
+        return found or importlib.import_module("array_api_compat.torch")
     if isinstance(x, np.ma.MaskedArray):
         msg = (
             f"{name} is a masked array, and this call would ignore its mask; "
