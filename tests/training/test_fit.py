@@ -341,6 +341,24 @@ def test_a_part_can_be_frozen(frozen):
     assert not np.array_equal(model.params["linear.weight"], before["linear.weight"])
 
 
+@pytest.mark.parametrize("average", [0.0, 0.3, 0.7, 0.99])
+def test_an_average_does_not_change_frozen_parameters(average):
+    model = CharLM("abcd", 4, 1, rng=0)
+    before = model.params["embedding.weight"]
+    streams = training.Streams(model.encode("abcdabcd"), 1, 3)
+    fit(model, streams, optim.Adam(0.1), updates=20, frozen="embedding", average=average)
+    np.testing.assert_array_equal(model.params["embedding.weight"], before)
+
+
+def test_an_average_with_decay_0_is_the_last_parameters():
+    models = CharLM("abcd", 4, 1, rng=0), CharLM("abcd", 4, 1, rng=0)
+    streams = training.Streams(models[0].encode("abcdabcd"), 1, 3)
+    for model, average in zip(models, (None, 0.0), strict=True):
+        fit(model, streams, optim.Adam(0.1), updates=5, average=average)
+    for name, a in models[0].params.items():
+        np.testing.assert_array_equal(models[1].params[name], a)
+
+
 class Tied(Line):
     """Model with two names for one array."""
 

@@ -504,13 +504,19 @@ def _wide(a: Array) -> Array:
 
 
 def _update_average(average: Grads, params: Grads, decay: float) -> Grads:
-    """Return ``decay * average + (1 - decay) * params``; shared arrays stay shared."""
+    """Return ``decay * average + (1 - decay) * params``; shared arrays stay shared.
+
+    The sum is computed from the difference, so that the average of a parameter that does not change is exact.
+    """
     averages: dict[tuple[int, int], Array] = {}
     new: Grads = {}
     for name, before in average.items():
         key = id(before), id(params[name])
         if key not in averages:
-            averages[key] = decay * before + (1 - decay) * _wide(params[name])
+            now = _wide(params[name])
+            averages[key] = (
+                before + (1 - decay) * (now - before) if decay > 0.5 else now + decay * (before - now)
+            )
         new[name] = averages[key]
     return new
 
