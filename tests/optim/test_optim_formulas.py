@@ -78,6 +78,14 @@ def test_one_cycle_at_its_edges():
     assert optim.one_cycle(1.0, 4, start=1.0, floor=1.0)(2) == 1.0
 
 
+@pytest.mark.parametrize("total", [2, 3, 4, 10, 100])
+@pytest.mark.parametrize("rise", [0, 0.3, 0.9, 0.99])
+def test_one_cycle_reaches_its_peak(total, rise):
+    rates = list(map(optim.one_cycle(1.0, total, rise=rise, floor=0.0), range(total)))
+    assert max(rates) == 1.0
+    assert rates[-1] == 0.0
+
+
 @pytest.mark.parametrize("wrong", [{"rise": 1}, {"rise": 1.5}, {"start": 1.5}, {"floor": 1.5}])
 def test_one_cycle_refuses_what_is_no_cycle(wrong):
     with pytest.raises(xplstm.ArgumentError, match=r"rise=|start=|floor="):

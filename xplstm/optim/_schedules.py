@@ -120,7 +120,8 @@ def one_cycle(
     total : int
         Number of updates of the whole cycle, at least 2. Afterwards the rate stays at `floor`.
     rise : float, optional
-        Share of the updates in which the rate rises, in ``[0, 1)``.
+        Share of the updates in which the rate rises, in ``[0, 1)``; at most ``total - 2`` updates. If the
+        share is less than one update, the first rate is `peak`.
     start, floor : float, optional
         The first and the last rate, in ``[0, peak]``; ``peak / 25`` and ``start / 10_000`` if omitted.
 
@@ -150,7 +151,8 @@ def one_cycle(
     if first > peak or last > peak:
         msg = f"peak={peak} must be at least start={first} and floor={last}"
         raise ArgumentError(msg)
-    return _OneCycle(peak, int(rise * total), total, first, last)
+    # The last update has the rate `floor`, so the update before it is the last that can have the rate `peak`.
+    return _OneCycle(peak, min(int(rise * total), total - 2), total, first, last)
 
 
 class Plateau:
