@@ -864,7 +864,7 @@ RETURNED = [
     ((np.asarray(1.0), None), "must return"),
     ((np.asarray(1.0), None, {}), "must return"),
     ((np.ones(2), None, dict), r"loss of shape \(2,\)"),
-    ((np.asarray(1.0), np.ones(2), dict), "state of ndarray"),
+    ((np.asarray(1.0), "h", dict), "state of str"),
     ((np.asarray(1.0), None, list), "pullback"),
     ((np.asarray(1.0), None, dict), r"no gradients with respect to \['b', 'w'\]"),
 ]

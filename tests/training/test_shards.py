@@ -97,6 +97,33 @@ def test_one_shard_is_an_ordinary_run():
     assert trained(None, 1, data, carry=True) == trained(None, None, data, carry=True)
 
 
+def trained_gru(parallel, **options):
+    """Train a model whose state is one array, with truncated backpropagation."""
+    model = CharLM("abcd", 6, rng=0)
+    model.lstm = xplstm.GRU(6, 6, 2, rng=0)
+    streams = training.Streams(model.encode("abcdabdcab" * 9), batch_size=4, steps=5)
+    options = {"carry": True, "progress": False, "updates": 7} | options
+    training.fit(model, streams, optim.Adam(0.02), parallel=parallel, **options)
+    return digest(model.params)
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+def test_a_state_of_one_array_is_carried_and_resumed(tmp_path, shards):
+    def parallel():
+        return None if shards is None else training.Shards(None, shards)
+
+    path, whole = tmp_path / "run.safetensors", trained_gru(parallel())
+    assert whole != trained_gru(parallel(), carry=False)
+    trained_gru(parallel(), updates=2, checkpoint=path)
+    assert training.load_checkpoint(path).state.shape == (2, 4, 6)
+    assert trained_gru(parallel(), checkpoint=path, resume=True) == whole
+
+
+def test_a_state_of_one_array_is_joined_on_two_processes():
+    alone = trained_gru(training.Shards(None, 2))
+    assert together(2, lambda group: trained_gru(training.Shards(group, 2))) == [alone] * 2
+
+
 @pytest.mark.parametrize("ragged", [False, True])
 def test_shards_give_the_gradient_of_the_whole_batch(ragged):
     data, found = batches(7, ragged, 1), []

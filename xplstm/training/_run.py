@@ -20,7 +20,7 @@ from xplstm.optim._optimizer import MASTER, add_tied
 from xplstm.training import _judge, _trees
 from xplstm.training._data import Found, Place, Source
 from xplstm.training._resumed import check_length, check_parameters, check_run, restore_generator
-from xplstm.training._saved import Checkpoint, History, State
+from xplstm.training._saved import Checkpoint, History, State, parts_of, with_parts
 from xplstm.training._shards import Shards, Work, gradients
 from xplstm.training._team import Team
 
@@ -58,7 +58,7 @@ class Model(Protocol):
         ----------
         inputs, targets : object
             One batch, exactly as it is in the data.
-        state : tuple of arrays or None
+        state : tuple of arrays, array or None
             State after the previous batch; None at the beginning.
         rng : numpy.random.Generator or None
             Generator for dropout; None for no dropout.
@@ -66,7 +66,7 @@ class Model(Protocol):
         Returns
         -------
         loss : array, shape ()
-        state : tuple of arrays or None
+        state : tuple of arrays, array or None
             State after this batch. Backpropagation is truncated here.
         pullback : callable
             ``pullback()`` returns a dict of gradients with the keys of `params`. For float16 with loss
@@ -452,7 +452,7 @@ class Run:
                 **at.optimizer,
                 **here({n: a for n, a in at.optimizer.items() if not isinstance(a, int)}),
             },
-            state=None if at.state is None else tuple(here(dict(enumerate(at.state))).values()),
+            state=with_parts(at.state, here(dict(enumerate(parts_of(at.state)))).values()),
             best=None if at.best is None else here(at.best),
             average=None if at.average is None else here(at.average),
         )
@@ -568,11 +568,11 @@ def _check_number(what: str, value: Any) -> None:
 
 
 def _check_state(state: Any) -> None:
-    """Check that `state` is a tuple of arrays or None."""
-    parts = state if isinstance(state, tuple | list) else () if state is None else (state,)
-    if not isinstance(state, tuple | list | None) or not all(hasattr(a, "dtype") for a in parts):
+    """Check that `state` is a tuple of arrays, an array or None."""
+    parts = parts_of(state)
+    if not all(hasattr(a, "dtype") for a in parts):
         kinds = ", ".join(type(a).__name__ for a in parts)
-        msg = f"model.loss_vjp returned a state of {kinds}, expected a tuple of arrays"
+        msg = f"model.loss_vjp returned a state of {kinds}, expected a tuple of arrays, or an array"
         raise DTypeError(msg)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,7 +26,7 @@ from xplstm.io.files import safetensors
 from xplstm.io.files._durable import write_durably
 from xplstm.optim._optimizer import names_by_array
 
-State: TypeAlias = "tuple[Array, ...] | None"
+State: TypeAlias = "tuple[Array, ...] | Array | None"
 
 FORMAT = "xplstm-checkpoint-2"
 FINALS = ("params", "average", "best")
@@ -80,7 +80,7 @@ class Checkpoint(NamedTuple):
         Place of the next batch in the data.
     params, optimizer : dict
         Parameters of the model, and `xplstm.optim.Optimizer.state_dict`.
-    state : tuple of arrays or None
+    state : tuple of arrays, array or None
         State after the previous batch, with ``carry=True``.
     rng : mapping or None
         ``bit_generator.state`` of the generator for dropout.
@@ -253,8 +253,8 @@ def _check_parts(point: Checkpoint) -> None:
         value = getattr(point, name)
         if value is not None or name in ("params", "optimizer", "extra", "settings"):
             _values.mapping(name, value)
-    if not isinstance(point.state, tuple | list | None):
-        msg = f"state={point.state!r} must be a tuple of arrays or None"
+    if not isinstance(point.state, tuple | list | None) and not hasattr(point.state, "dtype"):
+        msg = f"state={point.state!r} must be a tuple of arrays, an array or None"
         raise DTypeError(msg)
     if not isinstance(point.history, History):
         msg = f"history must be a History, got {type(point.history).__name__}"
@@ -271,7 +271,7 @@ def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
     groups: dict[str, Mapping[str, Any]] = {
         "params": checkpoint.params,
         "optimizer": {name: v for name, v in checkpoint.optimizer.items() if not isinstance(v, int)},
-        "state": {str(i): a for i, a in enumerate(checkpoint.state or ())},
+        "state": _name_parts(checkpoint.state),
         "best": checkpoint.best or {},
         "average": checkpoint.average or {},
         "history": {
@@ -283,6 +283,27 @@ def _named_arrays(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
         for key, a in arrays.items():
             _array.namespace(a, f"{group}[{key!r}]")
             yield f"{group}.{_escape(key)}", a
+
+
+def parts_of(state: Any) -> tuple[Array, ...]:
+    """Return the arrays of a state, which is a tuple of arrays, an array or None."""
+    if state is None:
+        return ()
+    return tuple(state) if isinstance(state, tuple | list) else (state,)
+
+
+def with_parts(state: Any, parts: Iterable[Array]) -> State:
+    """Return a state of the kind of `state` with other arrays."""
+    if state is None:
+        return None
+    arrays = tuple(parts)
+    return arrays if isinstance(state, tuple | list) else arrays[0]
+
+
+def _name_parts(state: Any) -> dict[str, Array]:
+    """Return the arrays of a state by their names in a file, which is empty for a state of one array."""
+    names = map(str, range(len(state))) if isinstance(state, tuple | list) else ("",)
+    return dict(zip(names, parts_of(state), strict=False))
 
 
 def _floats(name: str, numbers: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -388,6 +409,8 @@ def _state(where: str, arrays: Mapping[str, Array] | None) -> State:
     """Return the arrays of the carried state in order."""
     if arrays is None:
         return None
+    if arrays.keys() == {""}:
+        return arrays[""]
     if arrays.keys() != {str(i) for i in range(len(arrays))}:
         msg = f"{where} has {_short(sorted(arrays))} as state.*, expected 0 to {len(arrays) - 1}"
         raise FormatError(msg)

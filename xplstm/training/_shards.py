@@ -15,7 +15,7 @@ from xplstm._errors import ArgumentError, DTypeError, GroupError, ShapeError
 from xplstm._typing import Array
 from xplstm.training._data import Found, Place, arrays_of
 from xplstm.training._groups import Group
-from xplstm.training._saved import State
+from xplstm.training._saved import State, parts_of, with_parts
 from xplstm.training._team import BATCH, HEADER, LOSS, Team, digest, refuse_size
 
 Grads: TypeAlias = dict[str, Array]
@@ -137,7 +137,7 @@ def gradients(
     dtypes = [_array.dtype_name(a.dtype) for a in params.values()]
     dtype = "float64" if "float64" in dtypes else "float32"
     length = HEADER + sum(math.prod(a.shape) for a in params.values())
-    states: list[tuple[np.ndarray, ...]] = []
+    states: list[Any] = []
     cuts: list[_Cut] = []
 
     def own_count() -> int:
@@ -169,7 +169,7 @@ def gradients(
                     _fill(flat, loss, {name: (grads[name], a) for name, a in params.items()})
                     flat *= flat.dtype.type(part.weight)
                 if carry and not is_last and after is not None:
-                    states.append(_check_state(after, part.entries))
+                    states.append(with_parts(after, _check_state(after, part.entries)))
             return flat
 
         each = count // team.size
@@ -236,7 +236,7 @@ class _Cut:
         counted = self._count(inputs, targets, high - low)
         if state is not None:
             _check_state(state, self._entries)
-            state = tuple(a[..., low:high, :] for a in state)
+            state = with_parts(state, (a[..., low:high, :] for a in parts_of(state)))
         return _Part(inputs, targets, state, high - low, counted / max(total, 1))
 
     def _count(self, inputs: Any, targets: Any, entries: int) -> int:
@@ -341,40 +341,46 @@ def _grads(flat: np.ndarray, params: Mapping[str, Array]) -> Grads:
 
 def _check_state(state: Any, entries: int) -> tuple[np.ndarray, ...]:
     """Return a state on the host, and check its number of batch entries."""
-    for k, a in enumerate(state):
+    parts = parts_of(state)
+    for k, a in enumerate(parts):
         shape = tuple(a.shape)
         if len(shape) < 2 or shape[-2] != entries:
             msg = f"state[{k}] has shape {shape}, expected (..., {entries}, H) to split the carried state"
             raise ShapeError(msg)
-    return tuple(_array.to_numpy(a) for a in state)
+    return tuple(map(_array.to_numpy, parts))
 
 
-def _join_states(team: Team, states: list[tuple[np.ndarray, ...]], like: Array) -> State:
+def _join_states(team: Team, states: list[Any], like: Array) -> State:
     """Join the states of all ranks in rank order, on the device of `like`."""
     every = [part for content in team.share(_serialise(states)) for part in _deserialise(content)]
     if not every:
         return None
     xp, device = _array.namespace(like, "params"), _array.device(like)
-    return tuple(_array.asarray(np.concatenate(parts, -2), xp, device) for parts in zip(*every, strict=True))
+    columns = zip(*map(parts_of, every), strict=True)
+    return with_parts(every[0], (_array.asarray(np.concatenate(c, -2), xp, device) for c in columns))
 
 
-def _serialise(states: list[tuple[np.ndarray, ...]]) -> bytes:
+def _serialise(states: list[Any]) -> bytes:
     """Serialise states as a line that describes the arrays, followed by their elements."""
-    described = [[[_array.dtype_name(a.dtype), a.shape] for a in state] for state in states]
-    elements = [a.tobytes() for state in states for a in state]
+    arrays = [parts_of(state) for state in states]
+    described = [
+        [isinstance(state, tuple), [[_array.dtype_name(a.dtype), a.shape] for a in parts]]
+        for state, parts in zip(states, arrays, strict=True)
+    ]
+    elements = [_array.to_numpy(a).tobytes() for parts in arrays for a in parts]
     return b"".join([json.dumps(described).encode(), b"\n", *elements])
 
 
-def _deserialise(content: bytes) -> list[tuple[np.ndarray, ...]]:
+def _deserialise(content: bytes) -> list[Any]:
     """Undo `_serialise`."""
     line, _, elements = content.partition(b"\n")
-    states, at = [], 0
-    for described in json.loads(line):
+    states, at = list[Any](), 0
+    for is_tuple, described in json.loads(line):
         state = []
         for name, shape in described:
             dtype = np.dtype(_array.dtype_from_name(np, name))
             size = math.prod(shape)
             state.append(np.frombuffer(elements, dtype, size, at).reshape(shape))
             at += size * dtype.itemsize
-        states.append(tuple(state))
+        states.append(tuple(state) if is_tuple else state[0])
     return states
