@@ -228,6 +228,15 @@ def test_parameters_are_saved_and_taken_over(xp, ids):
     assert {type(a) for a in other.params.values()} == {np.ndarray}
 
 
+def test_a_conversion_that_fails_changes_no_layer():
+    model = make(dtype="float64")
+    model.params = model.params | {"linear.bias": np.full(len(VOCAB), 1e6)}
+    before = model.params
+    with pytest.raises(xplstm.ArgumentError, match=r"dtype='float16' cannot represent linear\.bias"):
+        model.to(dtype="float16")
+    assert all(a is before[name] for name, a in model.params.items())
+
+
 def test_a_seed_decides_the_text_on_every_backend(xp, request):
     expected = make().generate("ba", 9, rng=7)
     assert make(xp=xp.xp).generate("ba", 9, rng=np.random.default_rng(7)) == expected

@@ -176,6 +176,9 @@ class Composite(Summary, ABC):
             If the backend is not available.
         DTypeError
             If the dtype is not one of these.
+        ArgumentError
+            If a parameter has numbers outside the range of `dtype`; no parameter changes then. Values on a
+            device are not checked.
 
         Examples
         --------
@@ -183,8 +186,13 @@ class Composite(Summary, ABC):
         >>> CharLM("ab", 3).to(dtype="float64").params["linear.bias"].dtype
         dtype('float64')
         """
-        for layer in self._layers.values():
-            layer.to(xp, device, dtype)
+        layers = self._layers
+        # Convert all layers before one changes, so that an error leaves the model as it was.
+        converted = {
+            part: layer._convert_params(xp, device, dtype, f"{part}.") for part, layer in layers.items()
+        }
+        for part, layer in layers.items():
+            layer.params = converted[part]
         return self
 
     def config(self) -> dict[str, Any]:

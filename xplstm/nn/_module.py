@@ -157,15 +157,21 @@ class Module(Summary):
         >>> xplstm.LSTM(3, 2).to(dtype="float64").params["bias_hh_l0"].dtype
         dtype('float64')
         """
+        self.params = self._convert_params(xp, device, dtype)
+        return self
+
+    def _convert_params(
+        self, xp: str | Namespace | None, device: Device | None, dtype: Any, prefix: str = ""
+    ) -> dict[str, Array]:
+        """Return the parameters in another backend, device or dtype; errors name them with `prefix`."""
         home = self._home()
         target = home.xp if xp is None else _array.resolve(xp)
         _pytrees.register()
         device = home.device if device is None and target is home.xp else device
         kind = home.dtype if dtype is None else _checks.dtype(dtype)
-        self.params = {
-            name: _checks.convert(name, a, target, device, kind) for name, a in self.params.items()
+        return {
+            name: _checks.convert(prefix + name, a, target, device, kind) for name, a in self.params.items()
         }
-        return self
 
 
 def describe(
