@@ -133,6 +133,13 @@ def test_the_documents_rules():
     [
         (lambda: init.uniform((2,), -0.5), xplstm.ArgumentError, "bound=-0.5 must be in \\[0, inf\\)"),
         (lambda: init.uniform((2,), float("nan")), xplstm.ArgumentError, "bound=nan"),
+        (lambda: init.uniform((2,), 1e308), xplstm.ArgumentError, "bound=1e\\+308 must be at most 8.98"),
+        (lambda: init.lstm_uniform({"weight_hh_l0": ()}), xplstm.ShapeError, r"shape=\(\) must have 2"),
+        (
+            lambda: init.lstm_glorot({"weight_hh_l0": (8, 1), "weight_hr_l0": (2,)}),
+            xplstm.ShapeError,
+            r"shape=\(2,\) must have 2",
+        ),
         (lambda: init.glorot_uniform((3,)), xplstm.ShapeError, r"shape=\(3,\) must have 2 dimensions"),
         (lambda: init.orthogonal((3, 2, 1)), xplstm.ShapeError, r"shape=\(3, 2, 1\)"),
         (lambda: init.lstm_uniform({"weight_hr_l0": (2, 3)}), xplstm.ShapeError, "4 \\* hidden_size"),

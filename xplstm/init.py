@@ -49,7 +49,7 @@ def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
     shape : tuple of int
         Sizes, each at least 0.
     bound : float
-        At least 0 and finite.
+        At least 0, and at most half of the largest float64.
     rng : int, numpy.random.Generator or None
         A seed, a generator to draw from, or None for fresh entropy.
 
@@ -62,7 +62,7 @@ def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
     DTypeError
         If an argument has the wrong type.
     ArgumentError
-        If `bound` or a size is negative, or `bound` is not finite.
+        If `bound` or a size is outside its range.
 
     Examples
     --------
@@ -70,7 +70,10 @@ def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
     >>> bool(abs(init.uniform((3, 2), 0.5, rng=0)).max() <= 0.5)
     True
     """
-    bound = _values.in_range("bound", bound, 0, math.inf)
+    largest = float(np.finfo(np.float64).max) / 2
+    if _values.in_range("bound", bound, 0, math.inf) > largest:
+        msg = f"bound={bound} must be at most {largest}"
+        raise ArgumentError(msg)
     return _values.generator("rng", rng).uniform(-bound, bound, _sizes("shape", shape))
 
 
@@ -485,7 +488,8 @@ def _hidden_size(shapes: Shapes) -> int:
     """Return H, a quarter of the rows of any parameter with four gates."""
     for name, shape in shapes.items():
         if name.startswith("weight_hh"):
-            _check_gates(name, shape, shapes.get(name.replace("weight_hh", "weight_hr"), shape)[-1])
+            projection = shapes.get(name.replace("weight_hh", "weight_hr"), shape)
+            _check_gates(name, shape, _matrix(projection)[1])
     for name, shape in shapes.items():
         gates = name.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         if gates and shape and shape[0] >= 4:
@@ -496,7 +500,7 @@ def _hidden_size(shapes: Shapes) -> int:
 
 def _check_gates(name: str, shape: Shape, hidden_size: int) -> None:
     """Raise an error if a recurrent weight does not have four gates, such as the weight of an RNN."""
-    if shape[0] != 4 * hidden_size:
+    if _matrix(shape)[0] != 4 * hidden_size:
         msg = (
             f"{name} has shape {tuple(shape)}, expected {4 * hidden_size} rows for four gates of "
             f"hidden_size={hidden_size}. This rule is for an LSTM; RNN and JordanRNN have the rules rnn_*"
