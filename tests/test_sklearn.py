@@ -154,6 +154,14 @@ def test_the_features_are_scaled_as_they_were_in_fit(ragged, labels):
     np.testing.assert_allclose(raw.predict_proba(ragged)[0], np.exp(logits) / np.exp(logits).sum())
 
 
+@pytest.mark.parametrize("form", [list, lambda found: np.stack([a[:3] for a in found])])
+def test_a_feature_with_a_large_mean_keeps_its_variation(ragged, labels, form):
+    long = [np.concatenate([sequence] * 3) for sequence in ragged]
+    moved, plain = form([sequence + 2.0**30 for sequence in long]), form(long)
+    found = small().fit(moved, labels).predict_proba(moved)
+    np.testing.assert_allclose(found, small().fit(plain, labels).predict_proba(plain), atol=1e-4)
+
+
 @pytest.mark.slow
 def test_ids_of_tokens(rng):
     texts = [rng.integers(1, 9, length).tolist() for length in rng.integers(1, 8, 200)]

@@ -163,7 +163,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _check_sequences(self, X: Any, reset: bool) -> Sequences:
         """Return checked sequences; those of a table have no feature axis."""
-        dtype: Any = dtype_of(self.dtype)
+        dtype: Any = self._input_dtype()
         several = sequences_of(X)
         if several is not None and self.vocab_size is None and (reset or self.of_table_):
             several = None if is_table(several) else several
@@ -185,6 +185,14 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             raise ShapeError(msg)
         return self._same_kind(sequences, reset)
 
+    def _input_dtype(self) -> Any:
+        """Return the dtype of checked features: float64 or float32 as given if they are scaled afterwards.
+
+        Rounding them first would lose the variation of a feature with a large mean, such as a time.
+        """
+        dtype = dtype_of(self.dtype)
+        return [np.float64, np.float32] if _values.flag("standardize", self.standardize) else dtype
+
     def _check_columns(self, sequences: Sequence[Any], reset: bool) -> None:
         """Check that data frames have the columns of the first one in ``fit``, in the same order."""
         for k, sequence in enumerate(sequences):
@@ -205,7 +213,7 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             raise ShapeError(msg)
         given = given[:, None] if given.ndim == 1 else given
         if given.shape[0] == 0:
-            return np.zeros(given.shape, dtype)
+            return np.zeros(given.shape, dtype_of(self.dtype))
         return np.asarray(check_array(given, dtype=dtype, ensure_min_features=1, input_name=name))
 
     def _ids(self, name: str, given: np.ndarray) -> np.ndarray:
@@ -246,10 +254,11 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
             self.mean_, self.scale_ = scale_of("X", steps, sequences.each_step(weights))
 
     def _scale(self, sequences: Sequences) -> Sequences:
-        """Return the scaled sequences."""
+        """Return the scaled sequences in the dtype of the computation."""
         if self.mean_ is None:
             return sequences
-        return sequences.map(lambda a: ((a - self.mean_) / self.scale_).astype(a.dtype))
+        dtype = dtype_of(self.dtype)
+        return sequences.map(lambda a: ((a - self.mean_) / self.scale_).astype(dtype))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator atomically to one file, without pickle; an existing file is overwritten.
