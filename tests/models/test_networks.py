@@ -99,3 +99,47 @@ def test_a_checkpoint_of_a_gru_is_loaded(tmp_path: Any) -> None:
     data = [(X, np.asarray([0, 2, 1, 1]))]
     training.fit(model, data, optim.Adam(0.01), updates=3, checkpoint=path, progress=False)
     np.testing.assert_array_equal(SequenceClassifier.load(path)(X), model(X))
+
+
+def _with(model, part, **options):
+    old = getattr(model, part)
+    setattr(model, part, xplstm.LSTM(old.input_size, old.hidden_size, rng=0, **options))
+    return model
+
+
+TWO_IDS = np.zeros((2, 2), dtype="int64")
+ONES = np.ones((2, 2, 3), dtype="float32")
+
+
+@pytest.mark.parametrize("option", [{"reverse": True}, {"bidirectional": True, "merge": "sum"}])
+@pytest.mark.parametrize(
+    ("part", "call"),
+    [
+        ("lstm", lambda change: change(CharLM("ab", 4))(TWO_IDS)),
+        ("lstm", lambda change: change(Forecaster(3, 4))(ONES)),
+        ("lstm", lambda change: change(Forecaster(3, 4)).loss(ONES, ONES)),
+        ("lstm", lambda change: change(Forecaster(3, 4)).loss_vjp(ONES, ONES)),
+        ("lstm", lambda change: change(Forecaster(3, 4, horizon=2)).forecast(ONES)),
+        ("decoder", lambda change: change(Seq2Seq("ab", "xy", 4)).loss(TWO_IDS, TWO_IDS)),
+        ("decoder", lambda change: change(Seq2Seq("ab", "xy", 4)).loss_vjp(TWO_IDS, TWO_IDS)),
+        ("decoder", lambda change: change(Seq2Seq("ab", "xy", 4)).translate(["a"], max_length=2)),
+    ],
+)
+def test_a_network_that_reads_later_steps_is_refused(part, call, option):
+    with pytest.raises(xplstm.ArgumentError, match=f"{part}=.* must have one direction"):
+        call(lambda model: _with(model, part, **option))
+
+
+@pytest.mark.parametrize(
+    ("part", "call"),
+    [
+        ("lstm", lambda change: change(SequenceClassifier(3, 4, 2)).predict(ONES)),
+        ("lstm", lambda change: change(SequenceClassifier(3, 4, 2)).loss_vjp(ONES, TWO_IDS[0])),
+        ("lstm", lambda change: change(Forecaster(3, 4))(ONES)),
+        ("encoder", lambda change: change(Seq2Seq("ab", "xy", 4)).loss(TWO_IDS, TWO_IDS)),
+        ("encoder", lambda change: change(Seq2Seq("ab", "xy", 4)).loss_vjp(TWO_IDS, TWO_IDS)),
+    ],
+)
+def test_a_network_with_the_batch_first_is_refused(part, call):
+    with pytest.raises(xplstm.ArgumentError, match=f"{part}=.*batch_first=False"):
+        call(lambda model: _with(model, part, batch_first=True))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from xplstm import _array, _checks, _values
 from xplstm._checks import Home
-from xplstm._errors import FormatError, XplstmError
+from xplstm._errors import ArgumentError, FormatError, XplstmError
 from xplstm._state import LSTMState
 from xplstm._summary import Row, Summary
 from xplstm._typing import Array, Device, FloatDType, Namespace
@@ -75,6 +75,18 @@ class Composite(Summary, ABC):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all parameters by name."""
         return {f"{part}.{name}": s for part, a in self._layers.items() for name, s in a.shapes.items()}
+
+    def _network(self, part: str, *, causal: bool = True) -> LSTM:
+        """Return a recurrent part, which users may replace, checked to be time-major.
+
+        A `causal` part must not read later steps.
+        """
+        layer: Any = getattr(self, part)
+        if layer.batch_first or (causal and (layer.bidirectional or layer.reverse)):
+            needed = "one direction, reverse=False and batch_first=False" if causal else "batch_first=False"
+            msg = f"{part}={layer!r} must have {needed}"
+            raise ArgumentError(msg)
+        return layer
 
     def _duplicate(self) -> Self:
         """Return a copy with copied parameters."""

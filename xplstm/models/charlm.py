@@ -115,7 +115,7 @@ class CharLM(Composite):
         --------
         See `xplstm.io.onnx.export`.
         """
-        self._forward_only()
+        self._network("lstm")
         y = graph.recur(graph.embed(self.embedding, graph.ids("ids")))
         graph.leave_logits(graph.linear(self.linear, y), ["T", "B", len(self.vocab)], softmax)
 
@@ -167,7 +167,7 @@ class CharLM(Composite):
         ShapeError, DTypeError, BackendError, ArgumentError
             As for `xplstm.Embedding` and `xplstm.LSTM`.
         """
-        y, state = self._forward_only()(self.embedding(ids), state)
+        y, state = self._network("lstm")(self.embedding(ids), state)
         return self.linear(y), state
 
     def loss(self, ids: Array, targets: Array, state: State = None) -> tuple[Array, LSTMState]:
@@ -239,7 +239,7 @@ class CharLM(Composite):
         """
         rng = None if rng is None else _values.generator("rng", rng)
         x, embedding_pullback = self.embedding.vjp(ids)
-        y, state, lstm_pullback = self._forward_only().vjp(x, state, rng=rng)
+        y, state, lstm_pullback = self._network("lstm").vjp(x, state, rng=rng)
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
         logits, linear_pullback = self.linear.vjp(y)
         loss, loss_pullback = losses.softmax_cross_entropy(logits, targets)
@@ -309,7 +309,7 @@ class CharLM(Composite):
         how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         decoding.check_sampling(**how)
         rng = _values.generator("rng", rng)
-        lstm = self._forward_only().freeze()
+        lstm = self._network("lstm").freeze()
         logits, state = self(prompt_ids)
         last, written = logits[-1, ...], ""
         for _ in range(length):
@@ -317,10 +317,3 @@ class CharLM(Composite):
             y, state = lstm.step(self.embedding(self.encode(written[-1]))[0, ...], state)
             last = self.linear(y)
         return written
-
-    def _forward_only(self) -> LSTM:
-        """Return the LSTM, and check that it does not read later characters."""
-        if self.lstm.bidirectional or self.lstm.reverse or self.lstm.batch_first:
-            msg = f"lstm={self.lstm!r} must have one direction, reverse=False and batch_first=False"
-            raise ArgumentError(msg)
-        return self.lstm

@@ -268,7 +268,9 @@ class SequenceClassifier(Composite):
 
     def _logits(self, reading: _Reading, state: State) -> Array:
         read = reading.x if self.embedding is None else self.embedding(reading.x)
-        y, state_n = self.lstm(read, state, lengths=reading.lengths, mask=reading.mask)
+        y, state_n = self._network("lstm", causal=False)(
+            read, state, lengths=reading.lengths, mask=reading.mask
+        )
         if self.pooling in POOLS and not self.each_step and _blocks.takes(y, self._home()):
             return self.linear(in_blocks(self.pooling, y, reading.exists))
         return self.linear(self._pool(y, state_n, reading)[0])
@@ -447,7 +449,7 @@ class SequenceClassifier(Composite):
         read, embedding_pullback = reading.x, None
         if self.embedding is not None:
             read, embedding_pullback = self.embedding.vjp(reading.x)
-        y, state_n, lstm_pullback = self.lstm.vjp(
+        y, state_n, lstm_pullback = self._network("lstm", causal=False).vjp(
             *(read, state),
             lengths=reading.lengths,
             mask=reading.mask,

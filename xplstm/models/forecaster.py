@@ -240,6 +240,7 @@ class Forecaster(SeriesModel):
         mean, std = (graph.number(name, a) for name, a in zip(("mean", "std"), self._scale(), strict=True))
         x = graph.features("x", self._roles.features)
         z = graph.apply("Div", graph.apply("Sub", x, mean, "centred"), std, "z")
+        self._network("lstm")
         if self.horizon is not None:
             self._roles.export_to(graph, z, self._scale(), self.linear)
             return
@@ -272,7 +273,7 @@ class Forecaster(SeriesModel):
         if _blocks.takes(split_batch(x.x if isinstance(x, WithFuture) else x).x, self._home()):
             return self._in_blocks(x, state)
         read = self._read(x)
-        y, state_n = self.lstm(read.entered, state, lengths=read.lengths)
+        y, state_n = self._network("lstm")(read.entered, state, lengths=read.lengths)
         return self._following(y, read.z), state_n
 
     def _following(self, y: Array, z: Array) -> Array:
@@ -291,7 +292,7 @@ class Forecaster(SeriesModel):
         dtype, work = batch.x.dtype, Forecaster._standardise
         scaled = {"z": self._roles.features}
         z = _blocks.apply(work, f"{steps}z", scaled, dtype, (batch.x, f"{steps}f"), model=self)
-        y, state_n = self.lstm(z, state, lengths=batch.lengths)
+        y, state_n = self._network("lstm")(z, state, lengths=batch.lengths)
         out, read = steps + "".join(shape), ((y, f"{steps}h"), (z, f"{steps}f"))
         return _blocks.apply(Forecaster._following, out, shape, dtype, *read, model=self), state_n
 
@@ -416,7 +417,7 @@ class Forecaster(SeriesModel):
 
     def _iterate(self, read: _Read, steps: int, state: State) -> Array:
         """Return `steps` forecasts; each forecast is the input of the next one."""
-        lstm = self.lstm.freeze()
+        lstm = self._network("lstm").freeze()
         y, state_n = lstm(read.z, state, lengths=read.lengths)
         latest, expected = read.last(y), [read.last(read.z)]
         for _ in range(steps):
@@ -428,7 +429,7 @@ class Forecaster(SeriesModel):
 
     def _direct(self, read: _Read, state: State) -> Array:
         """Return the forecast from the last step, with the horizon as first axis."""
-        y, _ = self.lstm(read.entered, state, lengths=read.lengths)
+        y, _ = self._network("lstm")(read.entered, state, lengths=read.lengths)
         expected, _ = self._roles.forecasts(self.linear(read.last(y)), read.last(read.z))
         xp, original = _array.namespace(expected, "x"), self._original(expected)
         if original.ndim == len(self._roles.shape):
@@ -471,7 +472,7 @@ class Forecaster(SeriesModel):
         True
         """
         read = self._read(x)
-        y, state_n = self.lstm(read.entered, state, lengths=read.lengths)
+        y, state_n = self._network("lstm")(read.entered, state, lengths=read.lengths)
         expected, _ = self._roles.forecasts(self.linear(y), read.z)
         return self._roles.loss(expected, self._target_units(targets, read.z), read.exists)[0], state_n
 
@@ -519,7 +520,7 @@ class Forecaster(SeriesModel):
         """
         rng = None if rng is None else _values.generator("rng", rng)
         read = self._read(inputs)
-        y, state_n, lstm_pullback = self.lstm.vjp(
+        y, state_n, lstm_pullback = self._network("lstm").vjp(
             read.entered, state, lengths=read.lengths, rng=rng, dx=False
         )
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
@@ -538,7 +539,7 @@ class Forecaster(SeriesModel):
     def _last_loss(self, inputs: Inputs, targets: Array) -> Array:
         """Return the mean loss of the forecasts from the last step of each window."""
         read = self._read(inputs)
-        y, _ = self.lstm(read.entered)
+        y, _ = self._network("lstm")(read.entered)
         z = read.z[-1:, ...]
         expected, _ = self._roles.forecasts(self.linear(y[-1:, ...]), z)
         return self._roles.loss(expected, self._target_units(targets[-1:, ...], z), None)[0]

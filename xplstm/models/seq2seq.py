@@ -268,7 +268,7 @@ class Seq2Seq(Composite):
         """
         _check_pair(source, target)
         between = self._read(source, state)
-        y, _ = self.decoder(self.decoder_embedding(self._force(target)), between)
+        y, _ = self._network("decoder")(self.decoder_embedding(self._force(target)), between)
         return self.linear(y), between
 
     def loss(
@@ -359,10 +359,12 @@ class Seq2Seq(Composite):
         rng = None if rng is None else _values.generator("rng", rng)
         source, target = _check_pair(inputs, targets)
         x, source_pullback = self.encoder_embedding.vjp(clear_padding(source, "source"))
-        _, between, encoder_pullback = self.encoder.vjp(x, state, lengths=source.lengths, rng=rng)
+        _, between, encoder_pullback = self._network("encoder", causal=False).vjp(
+            x, state, lengths=source.lengths, rng=rng
+        )
         read = self._force(target) if self.teacher_forcing == 1 else self._mix(target, between, rng)
         x, target_pullback = self.decoder_embedding.vjp(read)
-        y, _, decoder_pullback = self.decoder.vjp(x, between, rng=rng)
+        y, _, decoder_pullback = self._network("decoder").vjp(x, between, rng=rng)
         y, dropout_pullback = self.dropout.vjp(y, rng=rng)
         logits, linear_pullback = self.linear.vjp(y)
         loss, loss_pullback = losses.softmax_cross_entropy(logits, target.x, mask=existing(target, "target"))
@@ -434,7 +436,7 @@ class Seq2Seq(Composite):
         if len(shape) != 2:
             msg = f"source has shape {shape}, expected (S, B)"
             raise ShapeError(msg)
-        decoder = self.decoder.freeze()
+        decoder = self._network("decoder").freeze()
 
         between: Any = self._read(source, state)
         pair = isinstance(between, LSTMState)
@@ -500,7 +502,7 @@ class Seq2Seq(Composite):
         """Return the final state of the encoder."""
         batch = split_batch(source)
         x = self.encoder_embedding(clear_padding(batch, "source"))
-        return self.encoder(x, state, lengths=batch.lengths)[1]
+        return self._network("encoder", causal=False)(x, state, lengths=batch.lengths)[1]
 
     def _force(self, target: Array | Ragged) -> Array:
         """Return the decoder input with teacher forcing: the target, shifted by one step."""
@@ -518,7 +520,7 @@ class Seq2Seq(Composite):
         if rng is None and self.teacher_forcing > 0:
             msg = f"teacher_forcing={self.teacher_forcing} needs rng=, which selects the steps"
             raise ArgumentError(msg)
-        forced, decoder = self._force(target), self.decoder.freeze()
+        forced, decoder = self._force(target), self._network("decoder").freeze()
         coins = np.zeros(forced.shape) if rng is None else rng.random(forced.shape)
         is_forced = self._to_device(coins < self.teacher_forcing)
         xp = _array.namespace(forced, "target")
