@@ -328,19 +328,83 @@ CHANGES: dict[str, Any] = {
     "rescaling": lambda keras, x: keras.layers.Rescaling(0.5)(x),
     "zero_padding1d": lambda keras, x: keras.layers.Dropout(0.1)(keras.layers.ZeroPadding1D(1)(x)),
     "subtract": lambda keras, x: keras.layers.GaussianNoise(0.1)(x) - 1,
+    "time_distributed": lambda keras, x: keras.layers.TimeDistributed(keras.layers.Activation("tanh"))(x),
+    "layer_normalization": lambda keras, x: keras.layers.LayerNormalization(center=False, scale=False)(x),
+    "normalization": lambda keras, x: keras.layers.Normalization(mean=1.0, variance=4.0)(x),
+    "attention": lambda keras, x: keras.layers.Attention()([x, x]),
+    "dot": lambda keras, x: keras.layers.Dot((2, 1))([keras.layers.Dot(2)([x, x]), x]),
+    "concatenate": lambda keras, x: keras.layers.Concatenate(axis=1)([x, x]),
+    "add": lambda keras, x: keras.layers.Add()([x, keras.layers.Dense(I)(x)]),
+    "rescaling_before": lambda keras, x: keras.layers.Reshape((T, I))(keras.layers.Rescaling(0.5)(x)),
+    "rescaling_inside": lambda keras, x: sequential(keras, keras.layers.Rescaling(0.5))(x),
+    "multiply_inside": lambda keras, x: functional(keras, lambda x: x * 2)(x),
 }
 
 
+def functional(keras: Any, function: Any) -> Any:
+    x = keras.Input((None, I))
+    return keras.Model(x, function(x))
+
+
+@pytest.mark.parametrize("ending", [".h5", ".keras"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_layer_without_weights_that_changes_the_input_is_named(
-    keras: Any, name: str, tmp_path: Any
+    keras: Any, name: str, ending: str, tmp_path: Any
 ) -> None:
-    path, x, layer = tmp_path / "model.keras", keras.Input((T, I)), keras.layers.LSTM(H)
+    path, x, layer = tmp_path / f"model{ending}", keras.Input((T, I)), keras.layers.LSTM(H)
     keras.Model(x, layer(CHANGES[name](keras, x))).save(path)
-    with pytest.raises(xplstm.FormatError, match=f"the layer {name}[_0-9]*, which has no weights, changes"):
+    named = name.removesuffix("_before").removesuffix("_inside")
+    with pytest.raises(xplstm.FormatError, match=f"the layer {named}[_0-9]*, which has no weights, changes"):
         xplstm.io.load(path)
     lstm = xplstm.io.load(xplstm.io.arrays(path), format="keras", variant=None, batch_first=True)
     np.testing.assert_array_equal(lstm.params["weight_ih_l0"], layer.get_weights()[0].T)
+
+
+@pytest.mark.parametrize("ending", [".h5", ".keras"])
+@pytest.mark.parametrize("kind", ["sequential", "functional", "two inputs"])
+def test_an_input_that_was_changed_is_followed_into_a_model(
+    keras: Any, kind: str, ending: str, tmp_path: Any
+) -> None:
+    make, path = keras.layers, tmp_path / f"model{ending}"
+    lstm = make.LSTM(H, return_sequences=True)
+    x, a, b = (keras.Input((None, I)) for _ in range(3))
+    half, dense = make.Rescaling(0.5), make.Dense(I)
+    if kind == "two inputs":
+        inner = keras.Model([a, b], make.Add()([make.Dense(H)(a), lstm(b)]))
+        made = keras.Model(x, inner([x, half(x)]))
+    else:
+        inner = sequential(keras, lstm) if kind == "sequential" else functional(keras, lstm)
+        made = keras.Model(x, inner(half(x)))
+    made.save(path)
+    with pytest.raises(xplstm.FormatError, match=r"the layer rescaling[_0-9]*, which has no"):
+        xplstm.io.load(path)
+    # Not the input of the model any more.
+    inner = sequential(keras, make.Rescaling(0.5), make.LSTM(H, return_sequences=True))
+    keras.Model(x, inner(dense(x))).save(path)
+    assert xplstm.io.load(path).input_size == I
+
+
+def test_a_layer_that_two_models_share_has_weights_in_both(keras: Any, tmp_path: Any) -> None:
+    make, path = keras.layers, tmp_path / "model.keras"
+    table, x, z = make.Embedding(9, I), keras.Input((None,)), keras.Input((None,))
+    encoder = keras.Model(x, make.LSTM(H)(table(x)), name="encoder")
+    decoder = keras.Model(z, make.LSTM(H)(table(z)), name="decoder")
+    keras.Model([x, z], [encoder(x), decoder(z)]).save(path)
+    for place in ("layers.functional", "layers.functional_1"):
+        assert xplstm.io.load(path, prefix=f"{place}.layers.lstm").input_size == I
+
+
+def test_a_changed_input_without_keras(tmp_path: Any) -> None:
+    changing = {"class_name": "Rescaling", "config": {"name": "half", "scale": 0.5}}
+    noise = {"class_name": "GaussianNoise", "config": {"name": "noise"}}
+    inside = {"class_name": "Sequential", "config": {"name": "inside", "layers": [noise, changing]}}
+    path = write(tmp_path / "m.h5", {"lstm_1/lstm_1": arrays(I, 0)}, model(inside, noise, layer()))
+    with pytest.raises(xplstm.FormatError, match="the layer half, which has no weights, changes"):
+        xplstm.io.load(path)
+    dense = {"class_name": "Dense", "config": {"name": "dense_1"}}
+    for first in (noise, dense):
+        write(path, {"lstm_1/lstm_1": arrays(I, 0)}, model(first, layer()))
+        assert xplstm.io.load(path).input_size == I
 
 
 def test_the_first_layer_of_a_sequential_may_change_the_input(keras: Any, tmp_path: Any) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from xplstm._errors import FormatError
 from xplstm._typing import Array
 from xplstm.io._combined import combine
-from xplstm.io._contents import Contents, Found, quote, show
+from xplstm.io._contents import Contents, Found, Tensor, dot_name, quote, show
 from xplstm.io.layouts import keras_config
 from xplstm.io.layouts.keras_config import Recurrent
 from xplstm.io.layouts.keras_layers import SIDES, from_cudnn, mark_cudnn, place_cells
@@ -44,8 +44,8 @@ def find(contents: Contents) -> list[Found]:
     by_layer = contents.metadata.get("by_layer", False)
     configured = None
     if "config" in contents.metadata:
-        version = contents.metadata["version"]
-        configured = keras_config.recurrent(contents.where, contents.metadata["config"], version, by_layer)
+        reading = keras_config.Reading(contents.metadata["version"], _weighed(contents, by_layer))
+        configured = keras_config.recurrent(contents.where, contents.metadata["config"], reading, by_layer)
         _check_names(contents, configured)
     resolved, cudnn = from_cudnn(contents, NAMES)
     named = [mark_cudnn(one, cudnn) for one in NAMED.find(resolved)]
@@ -60,6 +60,21 @@ def find(contents: Contents) -> list[Found]:
     if contents.file == "keras":
         named = [one._replace(undetermined=_open(one)) for one in named]
     return [*_find_unconfigured(cells), *(() if by_layer else named)]
+
+
+def _weighed(contents: Contents, by_layer: bool) -> Callable[[str], bool]:
+    """Return a function of a path or name that returns whether the file has weights of this layer."""
+    names = [name.split(".") for name, tensor in contents.tensors.items() if not _is_whole(tensor)]
+    if by_layer:
+        parts = {part for name in names for part in name}
+        return lambda layer: parts.issuperset(dot_name(layer).split("."))
+    starts = {".".join(name[:k]) for name in names for k in range(len(name))}
+    return lambda path: dot_name(path) in starts
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Return whether a tensor has integers, such as the state of a random number generator."""
+    return tensor.dtype.startswith(("int", "uint", "bool"))
 
 
 def _batch_first(cell: Found) -> Found:

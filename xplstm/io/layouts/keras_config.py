@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from xplstm import _values
 from xplstm._errors import FormatError
@@ -19,12 +19,13 @@ _PASSING = (
     *("ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "InputLayer"),
     "SpatialDropout1D",
 )
-# Layers without weights that change or reorder numbers, but keep the number of features.
-_FUNCTIONS = (
-    *("Activation", "Add", "Average", "AveragePooling1D", "Cropping1D", "ELU", "Lambda", "LeakyReLU"),
-    *("MaxPooling1D", "Maximum", "Minimum", "Multiply", "ReLU", "Rescaling", "SlicingOpLambda", "Softmax"),
-    *("Subtract", "TFOpLambda", "UnitNormalization", "UpSampling1D", "ZeroPadding1D"),
+# Layers without weights that change the number of features or axes. Their input does not fit the LSTM.
+_RESHAPING = (
+    *("CategoryEncoding", "Flatten", "MelSpectrogram", "Permute", "RepeatVector", "Reshape"),
+    "STFTSpectrogram",
 )
+# Layers that have weights, also where another place in the file has them because two models share the layer.
+_WEIGHTED = ("BatchNormalization", "Conv1D", "Dense", "EinsumDense", "Embedding", "MultiHeadAttention")
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 # Layers of Keras 2 with fixed functions, and the classes and options that replaced them.
 _CUDNN = {
@@ -76,6 +77,11 @@ _ON_CHANGED = (
     "it yourself, and load the weights with xplstm.io.arrays"
 )
 _CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU"}
+
+
+# Maps a layer that reads the input of the model through no weights to the first layer that changes it, or to
+# None. The key None is the input of a sequential model, or of a layer without inputs.
+Raw: TypeAlias = dict[str | None, str | None]
 
 
 class Recurrent(NamedTuple):
@@ -132,8 +138,17 @@ def _call(node: Any) -> Any:
     return {"args": [one[:3] for one in tensors], "kwargs": [one[3:] for one in tensors]}
 
 
+class Reading(NamedTuple):
+    """What is known about a file besides its configuration."""
+
+    version: int | None
+    """Major version of Keras."""
+    has_weights: Callable[[str], bool]
+    """Return whether the file has weights of the layer at a path."""
+
+
 def recurrent(
-    where: str, config: Mapping[str, Any], version: int | None, by_layer: bool = False
+    where: str, config: Mapping[str, Any], reading: Reading, by_layer: bool = False
 ) -> list[Recurrent]:
     """Return all recurrent layers of a model, including those of nested models.
 
@@ -141,7 +156,7 @@ def recurrent(
     """
     try:
         start = None if by_layer else "layers"
-        layers = list(_of_model(config, start, 0, version)) or list(_of_own_classes(config))
+        layers = list(_of_model(config, start, 0, reading, {None: None})) or list(_of_own_classes(config))
     except Exception as error:  # any part of an invalid configuration can have any type
         what = f"{type(error).__name__} {quote(str(error))}"
         msg = f"{where}: config.json is not a valid Keras configuration: {what}"
@@ -174,19 +189,21 @@ def snake_case(name: str) -> str:
 
 
 def _of_model(
-    model: Mapping[str, Any], path: str | None, depth: int, version: int | None
-) -> Iterator[Recurrent]:
-    """Find the recurrent layers of a model with weights under `path`, or under layer names if it is None."""
+    model: Mapping[str, Any], path: str | None, depth: int, reading: Reading, raw: Raw
+) -> Generator[Recurrent, None, str | None]:
+    """Find the recurrent layers of a model with weights under `path`, or under layer names if it is None.
+
+    `raw` has the inputs of this model that are inputs of the outermost model, and receives the layers after
+    them. Returns the name of the layer whose output is that of the model.
+    """
     if model["class_name"] not in MODELS or depth > DEEPEST:
-        return
+        return None
     counts: Counter[str] = Counter()
     # Maps a layer name to the path of the recurrent layer whose outputs the layer returns unchanged.
     above: dict[str, str | None] = {}
     before: str | None = None
     last: str | None = None
     uses = _uses(model)
-    # Maps a layer that reads the input through no weights to the first layer that changes the input, or None.
-    raw: dict[str | None, str | None] = {None: None}
     for layer in model["config"]["layers"]:
         kind, config = layer["class_name"], layer["config"]
         key = snake_case(kind)
@@ -201,15 +218,18 @@ def _of_model(
         source = before if in_order else _source(layer, above, uses)
         hands_on = source if layer.get("module") == "keras.layers" and kind in _PASSING else None
         inputs: list[str | None] = [last] if in_order else [*_first_inputs(layer)] or [None]
-        changed, last = _changer(layer, name, inputs, raw), name
+        changed, last = _changer(layer, name, inputs, raw, reading.has_weights(place)), name
         if kind in MODELS:
-            yield from _of_model(layer, None if path is None else f"{place}/layers", depth + 1, version)
-        elif layer.get("module") == "keras.layers" and (inner := _recurrent_in(layer)):
+            inner = _inputs_of(layer, inputs, raw)
+            under = None if path is None else f"{place}/layers"
+            end = yield from _of_model(layer, under, depth + 1, reading, inner)
+            raw |= {name: inner[end]} if end in inner else {}
+        elif layer.get("module") == "keras.layers" and (kinds := _recurrent_in(layer)):
             if kind in ("LSTM", "GRU", "Bidirectional", "RNN"):
-                ones = _layers(kind, config, place, name, source, version)
+                ones = _layers(kind, config, place, name, source, reading.version)
                 hands_on = ones[-1].path if in_order or _takes_one(layer) else None
             else:
-                ones = [_unreadable_entry(place, name, f"a {inner}, which is not supported")]
+                ones = [_unreadable_entry(place, name, f"a {kinds}, which is not supported")]
             if any(_has_numbers(call) for call in layer.get("inbound_nodes", [])):
                 ones = [one._replace(problem=one.problem or _WITH_NUMBERS) for one in ones]
             if changed is not None:
@@ -217,6 +237,7 @@ def _of_model(
                 ones = [one._replace(problem=one.problem or why) for one in ones]
             yield from ones
         above[name] = before = hands_on
+    return last if model["class_name"] == "Sequential" else _output_of(model)
 
 
 def _first_inputs(layer: Mapping[str, Any]) -> Iterator[str]:
@@ -225,15 +246,38 @@ def _first_inputs(layer: Mapping[str, Any]) -> Iterator[str]:
         yield from (name for name, _, _ in _histories(call["args"][:1]))
 
 
+def _inputs_of(model: Mapping[str, Any], inputs: Sequence[str | None], raw: Raw) -> Raw:
+    """Return the entries of `raw` for the inputs of a model inside a model, which has the given inputs."""
+    names = [name for name, _, _ in _histories(model["config"].get("input_layers", []))]
+    if model["class_name"] == "Sequential" or len(names) != len(inputs):
+        states = [raw[one] for one in inputs if one in raw]
+        return {None: states[0]} if states and len(states) == len(inputs) else {}
+    return {name: raw[one] for name, one in zip(names, inputs, strict=True) if one in raw}
+
+
+def _output_of(model: Mapping[str, Any]) -> str | None:
+    """Return the layer that computes the only output of a functional model; None if there are several."""
+    names = [name for name, _, _ in _histories(model["config"].get("output_layers", []))]
+    return names[0] if len(names) == 1 else None
+
+
 def _changer(
-    layer: Mapping[str, Any], name: str, inputs: Sequence[str | None], raw: dict[str | None, str | None]
+    layer: Mapping[str, Any], name: str, inputs: Sequence[str | None], raw: Raw, has_weights: bool
 ) -> str | None:
     """Return the layer without weights that changed the model's input before this layer; add it to `raw`."""
+    if name in raw:  # an input of a model inside a model
+        return None
     sources = [raw[one] for one in inputs if one in raw]
     changed = sources[0] if sources and all(sources) else None
-    if sources and _keeps(layer):
+    while layer["class_name"] == "TimeDistributed":
+        layer = layer["config"]["layer"]
+    if not sources or has_weights or layer["class_name"] in (*MODELS, *_RECURRENT, *_WEIGHTED):
+        return changed
+    if _keeps(layer):
         raw[name] = changed
-    elif sources and _is_function(layer):
+    elif _reshapes(layer):
+        raw |= {name: changed} if len(sources) == len(inputs) else {}
+    else:
         raw[name] = changed or name
     return changed
 
@@ -242,14 +286,15 @@ def _keeps(layer: Mapping[str, Any]) -> bool:
     """Return whether a layer returns the numbers of its input."""
     kind, module = layer["class_name"], str(layer.get("module"))
     return (module == "keras.layers" and kind in (*_PASSING, "Identity", "Masking")) or (
-        module.startswith("keras.src.ops") and kind == "Cast"
+        module.startswith("keras.") and kind == "Cast"
     )
 
 
-def _is_function(layer: Mapping[str, Any]) -> bool:
-    """Return whether a layer has no weights and changes numbers, as in `_FUNCTIONS`."""
-    kind, module = layer["class_name"], str(layer.get("module"))
-    return (module == "keras.layers" and kind in _FUNCTIONS) or module.startswith("keras.src.ops")
+def _reshapes(layer: Mapping[str, Any]) -> bool:
+    """Return whether the result of a layer cannot be taken for its input, by its axes or features."""
+    kind = layer["class_name"]
+    own = kind in _RESHAPING or (kind == "Concatenate" and layer["config"].get("axis") in (-1, 2))
+    return own and layer.get("module") == "keras.layers"
 
 
 def _uses(model: Mapping[str, Any]) -> Counter[str]:
