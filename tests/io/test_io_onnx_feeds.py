@@ -360,6 +360,14 @@ def changed_twice() -> dict[str, list[Any]]:
         "activation": [node("Relu", ["x"], ["z"], "front")],
         "residual": [*conv, node("Add", ["x", "c"], ["z"], "front")],
         "mean": [node("ReduceMean", ["x"], ["c"], axes=[2]), node("Sub", ["x", "c"], ["z"], "front")],
+        "mean alone": [node("ReduceMean", ["x"], ["z"], "front", axes=[0])],
+        "pool": [node("MaxPool", ["x"], ["z"], "front", kernel_shape=[3], pads=[1, 1])],
+        "einsum": [node("Einsum", ["x"], ["z"], "front", equation="tbi->bti")],
+        "products": [
+            node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+            node("MatMul", ["x", "t"], ["c"], "front"),
+            node("MatMul", ["c", "x"], ["z"], "front"),
+        ],
         "unknown": [node("QuickGelu", ["x"], ["z"], "front", domain="com.microsoft")],
         "branch": [
             node("If", ["branch"], ["z"], "front", then_branch=graphs[0], else_branch=graphs[1]),

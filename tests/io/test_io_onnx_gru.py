@@ -120,6 +120,33 @@ def test_an_export_of_torch(tmp_path: Path, torch) -> None:
     np.testing.assert_allclose(net(x.numpy())[0], theirs(x)[0].detach().numpy(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["GRU", "RNN"])
+def test_a_sum_of_directions_is_not_read(kind: str, tmp_path: Path) -> None:
+    """The network returns both directions, and another layer that reads the sum is another network."""
+    gates, node, rng = (3 if kind == "GRU" else 1), onnx.helper.make_node, np.random.default_rng(0)
+    nodes, kept = [], {}
+    for k, size in enumerate((I, H)):
+        kept |= {f"W{k}": rng.normal(size=(2, gates * H, size)), f"R{k}": rng.normal(size=(2, gates * H, H))}
+        given = [f"x{k}", f"W{k}", f"R{k}"]
+        nodes += [node(kind, given, [f"Y{k}"], f"net{k}", direction="bidirectional", hidden_size=H)]
+        nodes += [node("Split", [f"Y{k}"], [f"f{k}", f"b{k}"], axis=1, num_outputs=2)]
+        nodes += [
+            node("Add", [f"f{k}", f"b{k}"], [f"s{k}"]),
+            node("Squeeze", [f"s{k}", "axes"], [f"x{k + 1}"]),
+        ]
+    tensors = [onnx.numpy_helper.from_array(a.astype("f4"), name) for name, a in kept.items()]
+    tensors.append(onnx.numpy_helper.from_array(np.asarray([1]), "axes"))
+    infos = [onnx.helper.make_tensor_value_info(n, 1, ["T", "B", s]) for n, s in (("x0", I), ("x2", H))]
+    graph = onnx.helper.make_graph(nodes, "g", infos[:1], infos[1:], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    onnx.save(model, tmp_path / "m.onnx")
+    first, second = (xplstm.io.load(tmp_path / "m.onnx", prefix=f"net{k}", batch_first=False) for k in (0, 1))
+    x = rng.normal(size=(T, B, I)).astype("f4")
+    (wanted,) = ours.prepare(model).run([x])
+    inner = first(x)[0].reshape(T, B, 2, H).sum(axis=2)
+    np.testing.assert_allclose(second(inner)[0].reshape(T, B, 2, H).sum(axis=2), wanted, rtol=0, atol=1e-5)
+
+
 def test_arrays_cannot_tell_a_gru() -> None:
     with pytest.raises(xplstm.ArgumentError, match="is a GRU, and its arrays do not show"):
         xplstm.io.to_mapping(xplstm.GRU(I, H), "onnx")

@@ -110,6 +110,8 @@ def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bo
     if len(inputs) == 1 and not layers:
         return _from_input(trace, node, inputs[0], between, I, swapped)
     if not any(one.op in OPERATORS for one in layers):
+        if not inputs and not any(map(trace.has_weights, layers)):  # only one such as MaxPool
+            inputs, _, between = trace.find_sources(X, only_weighted=True)
         for source in (one for one in inputs if _may_be_read(trace, one, I)):
             raise _refuse_change(node, source, between)
     made = trace.maker(before)

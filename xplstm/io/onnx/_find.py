@@ -167,7 +167,9 @@ def _below(trace: Trace, parts: Sequence[Part], part: Part) -> tuple[int, str] |
         return None
     layout = under.attributes.get("layout", 0)
     merge = trace.merge_after(path.start, shape[0], shape[2], node.inputs[0], layout, between=True)
-    return None if merge in (None, "none") else (k, str(merge))
+    if merge in (None, "none") or (merge != "concat" and node.op != "LSTM"):  # only LSTM has merge=
+        return None
+    return k, str(merge)
 
 
 def _split_stack(contents: Contents, trace: Trace, stack: list[Part], merges: list[str]) -> list[Found]:
@@ -181,7 +183,7 @@ def _split_stack(contents: Contents, trace: Trace, stack: list[Part], merges: li
 
 def _last_merge(contents: Contents, trace: Trace, node: Node, layer: Layer | None) -> str | None:
     """Return the merge of the directions in an output that depends only on this node."""
-    if layer is None or layer.attributes.direction != "bidirectional":
+    if layer is None or layer.kind != "LSTM" or layer.attributes.direction != "bidirectional":
         return None
     shape = contents.tensors[layer.names.R].shape if layer.names.R in contents.tensors else ()
     if len(shape) != 3 or shape[0] != 2:

@@ -320,8 +320,13 @@ class Trace:
             name = node.inputs[0]
         return name, nodes
 
-    def find_sources(self, name: str) -> tuple[list[str], list[Node], list[Node]]:
-        """Return the model inputs and the layers on which `name` directly depends, and the nodes between."""
+    def find_sources(
+        self, name: str, only_weighted: bool = False
+    ) -> tuple[list[str], list[Node], list[Node]]:
+        """Return the model inputs and the layers on which `name` directly depends, and the nodes between.
+
+        With `only_weighted`, layers without weights are nodes between.
+        """
         inputs, layers, nodes = dict[str, None](), list[Node](), list[Node]()
         wanted, seen = [name], set[str]()
         while wanted:
@@ -332,7 +337,7 @@ class Trace:
             node = self.maker(one)
             if node is None:
                 inputs |= {one: None} if one in self.inputs else {}
-            elif self._is_layer(node):
+            elif self._is_layer(node) and (self.has_weights(node) or not only_weighted):
                 layers.append(node)
             else:
                 nodes.append(node)
@@ -346,6 +351,16 @@ class Trace:
         # Operators of other domains are known by a matrix of weights.
         own = "." in op and any(len(constant.shape) > 1 for constant in weights)
         return op in _LAYERS or own or self._is_table(node)
+
+    def has_weights(self, node: Node) -> bool:
+        """Return whether a node has constants, other than one number or a list of axes or sizes."""
+        for name in filter(self.is_constant, filter(None, node.inputs)):
+            constant = self.graph.constants.get(name)
+            if constant is None or len(constant.shape) > 1:
+                return True
+            if math.prod(constant.shape) > 1 and not constant.dtype.startswith("int"):
+                return True
+        return False
 
     def depends_on_input(self, name: str) -> bool:
         """Return whether a value changes with a model input, also with one that has a default value."""
