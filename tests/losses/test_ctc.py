@@ -103,3 +103,12 @@ def test_ctc_with_excluded_classes(xp):
     assert (gradient[:, 0] == 0).all()
     assert np.isfinite(gradient).all()
     assert gradient[1, 1, 2] == 0
+
+
+def test_ctc_without_labels_is_the_loss_of_blanks(xp, rng):
+    logits = rng.normal(size=(T, B, V))
+    targets = xp.asarray(np.zeros((B, 0), dtype=np.int64))
+    loss, pullback = losses.ctc(xp.asarray(logits), targets, reduction="sum")
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    assert float(loss) == pytest.approx(-np.log(p[..., 0]).sum(), abs=1e-12)
+    np.testing.assert_allclose(_array.to_numpy(pullback()), p - (np.arange(V) == 0), atol=1e-12)

@@ -137,6 +137,16 @@ def test_a_wrong_mask_is_refused_with_an_ignored_class_too():
         losses.softmax_cross_entropy(logits, targets, mask=np.ones((3, 2)), ignore_index=1)
 
 
+def test_several_quantiles_share_mask_and_weights(rng):
+    pred, target = rng.normal(size=(5, 3, 2, 2)), rng.normal(size=(5, 3, 2))
+    chosen = {"mask": rng.random((5, 3)) < 0.6, "weights": rng.random((5, 3))}
+    loss, pullback = losses.quantile(pred, target, [0.2, 0.7], **chosen)
+    each = [losses.quantile(pred[..., k], target, q, **chosen) for k, q in enumerate((0.2, 0.7))]
+    assert float(loss) == pytest.approx(np.mean([one for one, _ in each]), abs=1e-14)
+    expected = np.stack([back() for _, back in each], axis=-1) / 2
+    np.testing.assert_allclose(pullback(), expected, atol=1e-15)
+
+
 @pytest.mark.parametrize("shape", [(), (3, 0)])
 def test_quantiles_need_a_number_to_predict(shape):
     with pytest.raises(xplstm.ShapeError, match=r"target has shape .* last axis with at least 1 element"):

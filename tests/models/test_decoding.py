@@ -349,6 +349,17 @@ def test_the_search_goes_on_while_a_longer_sequence_could_be_among_the_best():
     assert second.log_probability == pytest.approx(math.log(0.4 * 0.7 * 0.6))
 
 
+@pytest.mark.parametrize("kind", [tuple, list, lambda parts: xplstm.LSTMState(*parts)])
+def test_a_step_can_return_its_state_in_each_kind(kind):
+    def step(tokens, state):
+        assert state[0].shape == (1, len(tokens), 2)
+        return np.log([[0.3, 0.7]])[[0] * len(tokens)], kind([a + 1 for a in state])
+
+    state = (np.zeros((1, 1, 2)), np.zeros((1, 1, 2)))
+    ((best,),) = beam_search(step, state, [0], end=0, width=1, max_length=3)
+    assert best.tokens == (1, 1, 1)
+
+
 def test_the_first_token_can_be_the_end():
     ((best,),) = beam_search(lambda _, s: (np.log([[0.9, 0.1]]), s), (), [1], end=0, width=1, max_length=2)
     assert (best.tokens, best.ended) == ((), True)

@@ -171,6 +171,13 @@ def test_clipping_half_precision_sums_in_float32():
     assert clipped["w"].dtype == np.float16
 
 
+def test_clipping_sums_in_float64_if_any_gradient_has_it():
+    grads = {"a": np.ones(3, dtype=np.float32), "b": np.ones(4)}
+    clipped, norm = optim.clip_by_global_norm(grads, 1e-200)
+    assert float(norm) == pytest.approx(math.sqrt(7))
+    np.testing.assert_allclose(clipped["b"], 1e-200 / math.sqrt(7), rtol=1e-12)
+
+
 def test_clipping_reads_no_value(gradients, jax):
     """Under jit, reading a value raises an error."""
     grads = {name: jax.numpy.asarray(g) for name, g in gradients[0].items()}

@@ -107,6 +107,11 @@ def test_plateau_refuses_a_factor_that_lowers_nothing():
             optim.Plateau(1.0, factor=factor)
 
 
+def test_plateau_refuses_a_threshold_above_one():
+    with pytest.raises(xplstm.ArgumentError, match=r"threshold=1.5 must be in \[0, 1\]"):
+        optim.Plateau(1.0, threshold=1.5)
+
+
 def test_plateau_does_not_raise_a_rate_to_its_floor():
     plateau = optim.Plateau(0.1, patience=1, floor=0.5)
     for _ in range(4):

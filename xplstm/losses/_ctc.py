@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -126,9 +126,11 @@ def ctc(
 def _with_blanks(xp: Namespace, labels: Array, blank: int) -> Array:
     """Return the labels, with a blank before, between and after them, in an array (B, 2U + 1)."""
     rows, width = labels.shape
+    first = xp.full((rows, 1), blank, dtype=labels.dtype, device=_array.device(labels))
+    if width == 0:  # Dask cannot reshape an empty array
+        return first
     blanks = xp.full((rows, width, 1), blank, dtype=labels.dtype, device=_array.device(labels))
     pairs = xp.reshape(xp.concat([labels[..., None], blanks], axis=-1), (rows, 2 * width))
-    first = xp.full((rows, 1), blank, dtype=labels.dtype, device=_array.device(labels))
     return xp.concat([first, pairs], axis=1)
 
 
@@ -150,8 +152,8 @@ def _forward(xp: Namespace, log_q: Array, states: Array, blank: int) -> Array:
     now = xp.where(column < 2, log_q[0, ...], low)
     found = [now]
     for t in range(1, log_q.shape[0]):
-        one = xp.concat([low[:, :1], now[:, :-1]], axis=1)
-        two = xp.where(skips, xp.concat([low[:, :2], now[:, :-2]], axis=1)[:, :width], low)
+        one = _move(xp, now, 1, LOWEST)
+        two = xp.where(skips, _move(xp, now, 2, LOWEST), low)
         now = _bound_below(xp, _log_sum(xp, (now, one, two)) + log_q[t, ...])
         found.append(now)
     return xp.stack(found)
@@ -161,8 +163,7 @@ def _backward(xp: Namespace, log_q: Array, states: Array, blank: int, lengths: A
     """Return the log-probability of all paths from each state at each step to the end, without that step."""
     width = states.shape[1]
     low = xp.full_like(log_q[0, ...], LOWEST)
-    skips = _may_skip(xp, states, blank)
-    skips = xp.concat([skips[:, 2:], xp.zeros_like(skips[:, :2])], axis=1)[:, :width]
+    skips = _move(xp, _may_skip(xp, states, blank), -2, fill=False)
     column = xp.arange(width, device=_array.device(states))[None, :]
     is_last = (column == last[:, None]) | (column == last[:, None] - 1)
     ends = xp.where(is_last, xp.zeros_like(low), low)
@@ -170,17 +171,24 @@ def _backward(xp: Namespace, log_q: Array, states: Array, blank: int, lengths: A
     for t in range(log_q.shape[0] - 1, -1, -1):
         if t + 1 < log_q.shape[0]:
             step = now + log_q[t + 1, ...]
-            one = xp.concat([step[:, 1:], low[:, :1]], axis=1)
-            two = xp.where(skips, xp.concat([step[:, 2:], low[:, :2]], axis=1)[:, :width], low)
+            one = _move(xp, step, -1, LOWEST)
+            two = xp.where(skips, _move(xp, step, -2, LOWEST), low)
             now = _bound_below(xp, _log_sum(xp, (step, one, two)))
         now = xp.where((lengths == t + 1)[:, None], ends, now)
         found.insert(0, now)
     return xp.stack(found)
 
 
+def _move(xp: Namespace, a: Array, by: int, fill: float) -> Array:
+    """Return `a` (B, S), moved by some columns to the right, or to the left if `by` is negative."""
+    rows, width = a.shape
+    free = xp.full((rows, abs(by)), fill, dtype=a.dtype, device=_array.device(a))
+    return xp.concat([free, a], axis=1)[:, :width] if by > 0 else xp.concat([a, free], axis=1)[:, -by:]
+
+
 def _may_skip(xp: Namespace, states: Array, blank: int) -> Array:
     """Return whether a path may skip the blank before each state, between two different labels."""
-    before = xp.concat([xp.full_like(states[:, :2], blank), states[:, :-2]], axis=1)[:, : states.shape[1]]
+    before: Any = _move(xp, states, 2, blank)
     return (states != blank) & (states != before)
 
 
