@@ -392,9 +392,13 @@ WRONG = {
     ),
     "a vector for a matrix": ({"weight_ih_l0": (20,), "weight_hh_l0": (20, 5)}, "expected a matrix"),
     "no input": ({"weight_ih_l0": (20, 0), "weight_hh_l0": (20, 5)}, "expected a matrix"),
-    "peepholes without an option": (
-        {"weight_ih_l0": (20, 3), "weight_hh_l0": (20, 5), "weight_ch_l0": (15,)},
+    "peepholes of a GRU": (
+        {"weight_ih_l0": (15, 3), "weight_hh_l0": (15, 5), "weight_ch_l0": (15,)},
         "weight_ch_l0 is not a parameter of this network",
+    ),
+    "a layer and a direction without recurrent weights": (
+        {"weight_ih_l0": (20, 3), "weight_ih_l0_reverse": (20, 3), "weight_ih_l1": (20, 5)},
+        "weight_hh_l0 is missing",
     ),
     "a gate missing": (
         {name: shape for name, shape in dense_shapes("if").items() if name != "ho.kernel"},
@@ -415,6 +419,20 @@ WRONG = {
     ),
     "nothing": ({"a": (3,)}, "contains no known LSTM; it contains a"),
 }
+
+
+@pytest.mark.parametrize("options", [{"peepholes": True}, {"layer_norm": True, "peepholes": True}])
+def test_a_variant_is_given_to_its_parameters(options):
+    network = xplstm.LSTM(3, 4, 2, variant=xplstm.Variant(**options), rng=0)
+    with pytest.raises(ArgumentError, match=r"variant is not stored in the mapping, .*; pass variant="):
+        io.load(network.params)
+    again = io.load(network.params, variant=xplstm.Variant(**options))
+    assert repr(again) == repr(network)
+    assert all(np.array_equal(again.params[name], a) for name, a in network.params.items())
+    with pytest.raises(FormatError, match="weight_ch_l0"):
+        io.load(network.params, variant=None)
+    with pytest.raises(FormatError, match=r"weight_ch_l0 has shape \(3,\), expected \(12,\)"):
+        io.load({**network.params, "weight_ch_l0": np.zeros(3, "f4")}, variant=xplstm.Variant(**options))
 
 
 @pytest.mark.parametrize("case", WRONG)

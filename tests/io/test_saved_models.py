@@ -119,6 +119,40 @@ def test_the_dtype_and_a_replaced_network_are_kept(dtype: str, tmp_path: Path) -
     assert repr(io.load(path, prefix="lstm")) == repr(model.lstm)
 
 
+VARIANTS = (
+    xplstm.Variant(peepholes=True, coupled=True),
+    xplstm.Variant(layer_norm=True, cell_clip=0.5),
+    xplstm.Variant(peepholes=True, layer_norm=True, activations=("hard_sigmoid", "tanh", "softsign")),
+)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_variant_with_more_parameters_is_kept(variant: xplstm.Variant, bias: bool, tmp_path: Path) -> None:
+    model, path = models.SequenceClassifier(3, 6, 4, 2, bidirectional=True, rng=1), tmp_path / "m.safetensors"
+    model.lstm = xplstm.LSTM(3, 6, 2, bidirectional=True, bias=bias, variant=variant, rng=2)
+    model.save(path)
+    again = models.SequenceClassifier.load(path)
+    assert repr(again.lstm) == repr(model.lstm)
+    np.testing.assert_array_equal(again(X), model(X))
+    options = {"updates": 1, "progress": False, "checkpoint": tmp_path / "run.safetensors", "rng": 0}
+    training.fit(model, [(X, np.asarray([0, 1, 0, 1]))], optim.Adam(0.1), **options)
+    again = models.SequenceClassifier.load(tmp_path / "run.safetensors")
+    np.testing.assert_array_equal(again(X), model(X))
+
+
+@pytest.mark.parametrize("merge", ["sum", "mean", "product"])
+def test_a_merge_between_layers_is_kept(merge: Any, tmp_path: Path) -> None:
+    model, path = models.SequenceClassifier(3, 6, 4, 2, rng=1), tmp_path / "m.safetensors"
+    model.lstm = xplstm.LSTM(3, 6, 2, bidirectional=True, merge=merge, rng=2)
+    model.linear = xplstm.Linear(6, 4, rng=3)
+    model.save(path)
+    assert repr(models.SequenceClassifier.load(path).lstm) == repr(model.lstm)
+    assert repr(io.load(model.lstm.params, merge=merge)) == repr(model.lstm)
+    with pytest.raises(xplstm.ArgumentError, match=r"merge is not stored in the mapping, .*; pass merge="):
+        io.load(model.lstm.params)
+
+
 def test_every_backend_reads_a_model(xp: Any, tmp_path: Path) -> None:
     model, path = models.Forecaster(3, 5, mean=1.5, rng=1), tmp_path / "model.safetensors"
     model.save(path)

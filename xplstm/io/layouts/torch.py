@@ -11,7 +11,7 @@ from xplstm import _checks, _stack
 from xplstm._errors import XplstmError
 from xplstm._stack import Stack
 from xplstm._typing import Array
-from xplstm.cells.params import LSTMParams
+from xplstm.cells.params import LSTMParams, Variant
 from xplstm.cells.rnn import RNNParams
 from xplstm.io._contents import Contents, Found
 from xplstm.io._written import check_places, options_of
@@ -81,12 +81,26 @@ def _find_network(contents: Contents, prefix: str, names: Names) -> Found:
         try:
             options = sizes | options_of(contents, prefix, kind)
             _checks.merge(options.get("merge", "concat"), options["bidirectional"])
-            problem = _misfit(shapes, _stack.shapes(_stack_of(kind, options)))
+            problem = _misfit(shapes, _stack.shapes(_stack_of(kind, _shown_by(kind, shapes) | options)))
         except XplstmError as error:
             problem = str(error)
-    undetermined = ("nonlinearity",) if kind in ("RNN", "JordanRNN") else ()
+    undetermined = ("nonlinearity",) if kind in ("RNN", "JordanRNN") else tuple(_shown_by(kind, shapes))
     params = partial(_params, contents, names)
     return Found(prefix, "torch", kind, options, ROWS, tuple(names.values()), params, problem, undetermined)
+
+
+def _shown_by(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return options with the shapes of a network that is not standard; the caller must give their values.
+
+    The parameters do not show the activations of a variant, nor which merge leaves one half of the features.
+    """
+    if kind != "LSTM":
+        return {}
+    variant = Variant(peepholes="weight_ch_l0" in shapes, layer_norm="gain_ih_l0" in shapes)
+    shown: dict[str, Any] = {"variant": variant} if variant != Variant() else {}
+    upper, outputs = (shapes.get(name, ())[1:] for name in ("weight_ih_l1", "weight_hh_l0"))
+    is_merged = "weight_ih_l0_reverse" in shapes and upper != () and upper == outputs
+    return shown | ({"merge": "sum"} if is_merged else {})
 
 
 def _params(contents: Contents, names: Names) -> dict[str, Array]:
