@@ -329,6 +329,9 @@ CHANGES: dict[str, Any] = {
     "zero_padding1d": lambda keras, x: keras.layers.Dropout(0.1)(keras.layers.ZeroPadding1D(1)(x)),
     "subtract": lambda keras, x: keras.layers.GaussianNoise(0.1)(x) - 1,
     "time_distributed": lambda keras, x: keras.layers.TimeDistributed(keras.layers.Activation("tanh"))(x),
+    "time_distributed_inside": lambda keras, x: keras.layers.Reshape((T, I))(
+        keras.layers.TimeDistributed(functional(keras, lambda x: x * 2))(keras.layers.Reshape((1, T, I))(x))
+    ),
     "layer_normalization": lambda keras, x: keras.layers.LayerNormalization(center=False, scale=False)(x),
     "normalization": lambda keras, x: keras.layers.Normalization(mean=1.0, variance=4.0)(x),
     "attention": lambda keras, x: keras.layers.Attention()([x, x]),
@@ -382,6 +385,22 @@ def test_an_input_that_was_changed_is_followed_into_a_model(
     inner = sequential(keras, make.Rescaling(0.5), make.LSTM(H, return_sequences=True))
     keras.Model(x, inner(dense(x))).save(path)
     assert xplstm.io.load(path).input_size == I
+
+
+@pytest.mark.parametrize("ending", [".h5", ".keras"])
+def test_an_lstm_of_a_model_in_a_wrapper_is_named(keras: Any, ending: str, tmp_path: Any) -> None:
+    make, path = keras.layers, tmp_path / f"model{ending}"
+    inner = sequential(keras, make.LSTM(I))
+    made = keras.Sequential([keras.Input((2, T, I)), make.TimeDistributed(inner), make.LSTM(H, name="last")])
+    made.save(path)
+    last, wrapper = (
+        ("last", "time_distributed") if ending == ".h5" else ("layers.lstm", "layers.time_distributed")
+    )
+    networks = {one[0]: one[3] for one in xplstm.io.inspect(path).networks}
+    (named,) = (one for one in networks if one.startswith(wrapper))
+    with pytest.raises(xplstm.FormatError, match="a TimeDistributed around Sequential around LSTM, which is"):
+        xplstm.io.load(path, prefix=named)
+    assert xplstm.io.load(path, prefix=last).hidden_size == H
 
 
 def test_a_layer_that_two_models_share_has_weights_in_both(keras: Any, tmp_path: Any) -> None:

@@ -269,9 +269,11 @@ def _changer(
         return None
     sources = [raw[one] for one in inputs if one in raw]
     changed = sources[0] if sources and all(sources) else None
+    if not sources or has_weights or layer["class_name"] in MODELS:
+        return changed
     while layer["class_name"] == "TimeDistributed":
         layer = layer["config"]["layer"]
-    if not sources or has_weights or layer["class_name"] in (*MODELS, *_RECURRENT, *_WEIGHTED):
+    if layer["class_name"] in (*_RECURRENT, *_WEIGHTED):
         return changed
     if _keeps(layer):
         raw[name] = changed
@@ -342,15 +344,15 @@ def _source(layer: Mapping[str, Any], above: Mapping[str, str | None], uses: Cou
     return above.get(name) if call == output == 0 and uses[name] == 1 else None
 
 
-def _recurrent_in(layer: Mapping[str, Any]) -> str | None:
+def _recurrent_in(layer: Mapping[str, Any], depth: int = 0) -> str | None:
     """Return the classes from a wrapper to its first recurrent layer as text; None without such a layer."""
-    kinds = [layer["class_name"]]
-    while kinds[-1] not in _RECURRENT:
-        layer = layer["config"].get("layer")
-        if not isinstance(layer, dict) or len(kinds) > DEEPEST:
-            return None
-        kinds.append(layer["class_name"])
-    return " around ".join(kinds)
+    kind, config = layer["class_name"], layer["config"]
+    if kind in _RECURRENT or depth > DEEPEST:
+        return kind if kind in _RECURRENT else None
+    inside = config["layers"] if kind in MODELS else [config.get("layer")]
+    found = (_recurrent_in(one, depth + 1) for one in inside if isinstance(one, dict))
+    first = next(filter(None, found), None)
+    return first and f"{kind} around {first}"
 
 
 def _layers(
