@@ -338,6 +338,8 @@ CHANGES: dict[str, Any] = {
     "dot": lambda keras, x: keras.layers.Dot((2, 1))([keras.layers.Dot(2)([x, x]), x]),
     "concatenate": lambda keras, x: keras.layers.Concatenate(axis=1)([x, x]),
     "add": lambda keras, x: keras.layers.Add()([x, keras.layers.Dense(I)(x)]),
+    "add_inside": lambda keras, x: keras.ops.add(keras.layers.Dense(I)(x), x),
+    "where": lambda keras, x: keras.ops.where(keras.layers.Dense(I)(x) > 0, 0.0, x),
     "rescaling_before": lambda keras, x: keras.layers.Reshape((T, I))(keras.layers.Rescaling(0.5)(x)),
     "rescaling_inside": lambda keras, x: sequential(keras, keras.layers.Rescaling(0.5))(x),
     "multiply_inside": lambda keras, x: functional(keras, lambda x: x * 2)(x),

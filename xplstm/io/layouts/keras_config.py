@@ -217,7 +217,7 @@ def _of_model(
         in_order = model["class_name"] == "Sequential"
         source = before if in_order else _source(layer, above, uses)
         hands_on = source if layer.get("module") == "keras.layers" and kind in _PASSING else None
-        inputs: list[str | None] = [last] if in_order else [*_first_inputs(layer)] or [None]
+        inputs: list[str | None] = [last] if in_order else [*_inputs(layer)] or [None]
         changed, last = _changer(layer, name, inputs, raw, reading.has_weights(place)), name
         if kind in MODELS:
             inner = _inputs_of(layer, inputs, raw)
@@ -240,10 +240,11 @@ def _of_model(
     return last if model["class_name"] == "Sequential" else _output_of(model)
 
 
-def _first_inputs(layer: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the layers whose outputs are the first argument of the calls of a layer."""
+def _inputs(layer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the layers whose outputs a layer reads; for a recurrent layer, those of its first argument."""
     for call in layer.get("inbound_nodes", []):
-        yield from (name for name, _, _ in _histories(call["args"][:1]))
+        read = call["args"][:1] if layer["class_name"] in _RECURRENT else [call["args"], call.get("kwargs")]
+        yield from (name for name, _, _ in _histories(read))
 
 
 def _inputs_of(model: Mapping[str, Any], inputs: Sequence[str | None], raw: Raw) -> Raw:
