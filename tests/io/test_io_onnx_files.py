@@ -238,6 +238,29 @@ def test_a_loop_holds_an_lstm_and_is_not_run(tmp_path: Path) -> None:
         ours.prepare(model)
 
 
+@pytest.mark.parametrize("name", ["W", "R", "h"])
+def test_an_input_of_a_body_has_no_default(name: str, tmp_path: Path) -> None:
+    """The Loop passes another value, which the network of the file must not ignore."""
+    kept = tensors() | {"n": np.asarray(1), "h_0": np.ones((1, 4, 2), "float32")}
+    state = {"W": "", "R": "", "h": "h"}[name]
+    given = ["x", "W", "R", "B", "", state] if state else ["x", "W", "R", "B"]
+    body = make.make_graph(
+        [node("Identity", [one], [f"{one}_out"]) for one in ("on", name)]
+        + [node("LSTM", given, ["", "last"], "cell", hidden_size=2)],
+        "body",
+        [make.make_tensor_value_info(one, kind, None) for one, kind in (("i", 7), ("on", 9), (name, FLOAT))],
+        [make.make_tensor_value_info(f"{one}_out", kind, None) for one, kind in (("on", 9), (name, FLOAT))],
+        [onnx.numpy_helper.from_array(np.zeros_like(kept.get(name, kept["h_0"])), name)],
+    )
+    first = "h_0" if name == "h" else name
+    loop = node("Loop", ["n", "", first], ["end"], "loop", body=body)
+    onnx.save(model_of([loop], [("x", FLOAT, [5, 4, 3])], ["end"], kept), tmp_path / "m.onnx")
+    with pytest.raises(
+        xplstm.FormatError, match=rf"an initializer for 'loop\.body\.{name}', an input of a graph"
+    ):
+        xplstm.io.load(tmp_path / "m.onnx", batch_first=False)
+
+
 @pytest.mark.filterwarnings("ignore")  # of the quantiser
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])

@@ -209,9 +209,12 @@ class _Flat:
         self.constants[prefix + name] = self.beside.tensor(prefix + name, tensor)
 
     def _free(self, name: str, prefix: str, names: ChainMap[str, str]) -> None:
+        if prefix + name in self.constants:
+            what = f"an initializer for {brief(prefix + name)!r}, an input of a graph inside a node"
+            msg = f"{self.where} has {what}; such an input gets a value from the node: remove the initializer"
+            raise FormatError(msg)
         names[name] = prefix + name
-        if prefix + name not in self.constants:
-            self.free.append(prefix + name)
+        self.free.append(prefix + name)
 
     def _node(self, node: Any, prefix: str, names: ChainMap[str, str], given: Mapping[str, Any]) -> None:
         if len(self.nodes) >= self._most or self._depth > DEEPEST:
