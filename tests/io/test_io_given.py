@@ -160,8 +160,11 @@ def sigmoid(x):
 def test_a_tensor_that_cannot_be_read_is_named(torch, tmp_path):
     weights = torch.nn.LSTM(3, 5).state_dict()
     nested = torch.nested.nested_tensor([torch.randn(20, 5)])
-    with pytest.raises(FormatError, match=r"weight_hh_l0 has shape \(\)"):
+    with pytest.raises(FormatError, match="weight_hh_l0 is nested, which cannot be read"):
         io.load(weights | {"weight_hh_l0": nested})
+    torch.save({name: a.to_sparse() for name, a in weights.items()}, tmp_path / "one.pt")
+    with pytest.raises(FormatError, match=r"one\.pt: weight_ih_l0 is a sparse tensor, which cannot be read"):
+        io.load(tmp_path / "one.pt")
     assert io.load({"lstm": weights, "other": nested})._stack.hidden_size == 5
     with pytest.raises(FormatError, match="other is nested, which cannot be read"):
         io.arrays({"other": nested})

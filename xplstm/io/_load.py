@@ -186,6 +186,7 @@ def _find(
     contents = resolve(contents)
     found = saved_network(contents, layout, prefix) or select_network(contents, layout, prefix, options)
     if found.problem is not None:
+        _check_readable(contents, found)
         msg = f"{contents.where}: {label_of(found)}: {found.problem}"
         raise FormatError(msg)
     if layout is None and "format" in found.undetermined:
@@ -197,6 +198,12 @@ def _find(
         msg = f"{contents.where}: {label_of(found)} returns its outputs in reverse order of time"
         raise ArgumentError(f"{msg}; pass reverse=True for a layer with the same outputs in order of time")
     return contents, found
+
+
+def _check_readable(contents: Contents, found: Found) -> None:
+    """Raise the error of the first tensor of a network that cannot be read; its shape may be unknown."""
+    for name in (name for name in found.names if contents.tensors[name].dtype == "unreadable"):
+        contents.tensors[name].array()
 
 
 def arrays(
@@ -482,8 +489,7 @@ def _build(
     if unknown:
         msg = f"{unknown[0]}= is not an option of {found.kind}, expected one of {', '.join(known)}"
         raise ArgumentError(msg)
-    for name in (name for name in found.names if contents.tensors[name].dtype == "unreadable"):
-        contents.tensors[name].array()  # raises an error with the reason
+    _check_readable(contents, found)
     dtypes = {contents.tensors[name].dtype for name in found.names}
     if len(dtypes) != 1 or not dtypes <= {*_array.FLOATS}:
         what = f"{label_of(found)} has dtypes {dtypes_of(contents, found)}"
