@@ -157,3 +157,30 @@ def test_huber_does_not_square_a_large_error():
     """NumPy would warn of an overflow, and a warning is an error here."""
     loss, pullback = losses.huber(np.asarray([[1e25]], "float32"), np.zeros((1, 1), "float32"), 2.0)
     assert (float(loss), float(pullback()[0, 0])) == (np.float32(2e25), 2.0)
+
+
+@pytest.mark.parametrize("of", ["weights", "class_weights"])
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+def test_weights_that_float32_cannot_represent_are_refused(of, size):
+    logits, targets = np.zeros((3, 3), dtype="float32"), np.asarray([0, 1, 2])
+    with pytest.raises(xplstm.ArgumentError, match=f"{of} has elements up to .* float32"):
+        losses.softmax_cross_entropy(logits, targets, **{of: np.full(3, size)})
+    for dtype, weights in (("float64", np.full(3, size)), ("float32", np.asarray([1e-60, 1.0, 0.0]))):
+        loss, _ = losses.softmax_cross_entropy(logits.astype(dtype), targets, **{of: weights})
+        assert float(loss) == pytest.approx(np.log(3))
+
+
+@pytest.mark.parametrize(
+    "option", [{"reduction": "none"}, {"weights": np.ones(1)}, {"class_weights": np.ones(2)}]
+)
+def test_a_class_with_the_logit_minus_infinity_is_excluded_with_every_option(option):
+    loss, pullback = losses.softmax_cross_entropy(np.asarray([[3.0, -np.inf]]), np.asarray([0]), **option)
+    assert float(np.sum(loss)) == 0.0
+    np.testing.assert_array_equal(pullback(np.ones_like(loss)), [[0.0, 0.0]])
+
+
+def test_a_huber_bound_above_the_range_of_the_dtype_squares_all_errors():
+    pred = np.asarray([[2.0]], dtype="float32")
+    loss, pullback = losses.huber(pred, np.zeros_like(pred), 1e300)
+    assert float(loss) == 2.0
+    assert pullback().tolist() == [[2.0]]

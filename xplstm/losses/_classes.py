@@ -83,8 +83,9 @@ def softmax_cross_entropy(
     BackendError
         If the arrays are from different libraries or on different devices.
     ArgumentError
-        If `label_smoothing` or `reduction` is outside its bounds, a weight is negative or not finite, or a
-        target that is included is outside ``[0, V)``. Values on a device and traced values are not checked.
+        If `label_smoothing` or `reduction` is outside its bounds, a weight is negative or not finite, the
+        dtype of the sums cannot represent a weight, or a target that is included is outside ``[0, V)``.
+        Values on a device and traced values are not checked.
 
     Notes
     -----
@@ -114,8 +115,8 @@ def softmax_cross_entropy(
             kept: Any = targets != ignored
             mask = kept if mask is None else check_mask(xp, mask, targets.shape) & kept
     targets, mask = check_classes(xp, logits, targets, mask)
-    weights = check_weights("weights", weights, targets.shape)
-    class_weights = check_weights("class_weights", class_weights, logits.shape[-1:])
+    weights = check_weights("weights", weights, targets.shape, logits)
+    class_weights = check_weights("class_weights", class_weights, logits.shape[-1:], logits)
     if weights is None and class_weights is None and smoothing == 0 and reduction == "mean":
         return guard(*_cross_entropy(xp, logits, targets, mask))
     return guard(*_weighted_entropy(xp, logits, targets, mask, weights, class_weights, smoothing, reduction))
@@ -176,8 +177,9 @@ def binary_cross_entropy(
     BackendError
         If the arrays are from different libraries or on different devices.
     ArgumentError
-        If `reduction` is unknown, a weight is negative or not finite, or a target that is included is
-        outside ``[0, 1]``. Values on a device and traced values are not checked.
+        If `reduction` is unknown, a weight is negative or not finite, the dtype of the sums cannot represent
+        a weight, or a target that is included is outside ``[0, 1]``. Values on a device and traced values
+        are not checked.
 
     Examples
     --------
@@ -196,8 +198,8 @@ def binary_cross_entropy(
     check_reduction(reduction)
     check_like("targets", targets, "logits", logits)
     mask = check_mask(xp, mask, logits.shape[:-1])
-    weights = check_weights("weights", weights, logits.shape[:-1])
-    positive_weights = check_weights("positive_weights", positive_weights, logits.shape[-1:])
+    weights = check_weights("weights", weights, logits.shape[:-1], logits)
+    positive_weights = check_weights("positive_weights", positive_weights, logits.shape[-1:], logits)
     wide = _array.wide_dtype(xp, logits.dtype)
     z, t = (counting(xp, xp.astype(a, wide, copy=False), mask) for a in (logits, targets))
     if not _array.is_lazy(t) and not bool(xp.all((t >= 0) & (t <= 1))):
@@ -266,7 +268,8 @@ def _weighted_entropy(
     if class_weights is not None:
         of_class = xp.astype(class_weights, z.dtype)
         wanted, of_target = wanted * of_class, xp.sum(hit * of_class, axis=-1)
-    each = -xp.sum(xp.where(wanted > 0, wanted * log_p, xp.zeros_like(z)), axis=-1)
+    # A class with the logit minus infinity and no weight adds 0.
+    each = -xp.sum(wanted * xp.where(wanted > 0, log_p, xp.zeros_like(z)), axis=-1)
     part = weighted_share(xp, each, mask, weights, reduction, of_target)
 
     def pullback(dloss: Array | float) -> Array:

@@ -72,8 +72,8 @@ def mse(
     BackendError
         If the arrays are from different libraries or on different devices.
     ArgumentError
-        If `reduction` is unknown, or a weight is negative or not finite. Weights on a device and
-        traced weights are not checked.
+        If `reduction` is unknown, a weight is negative or not finite, or the dtype of the sums cannot
+        represent a weight. Weights on a device and traced weights are not checked.
 
     Examples
     --------
@@ -173,17 +173,22 @@ def huber(
     >>> float(loss), pullback()
     (1.3125, array([[0.25, 0.5 ]]))
     """
-    bound = _values.positive("delta", delta)
+    given = _values.positive("delta", delta)
+
+    def bound(xp: Namespace, e: Array) -> float:
+        """Return the largest small error; a bound above the range of the dtype has the effect of its end."""
+        return min(given, float(xp.finfo(e.dtype).max))
 
     def value(xp: Namespace, e: Array) -> Array:
         # The square of a large error, which this does not compute, would overflow.
         size = xp.abs(e)
-        small = _array.clip_values(xp, size, 0.0, bound)
+        small = _array.clip_values(xp, size, 0.0, bound(xp, e))
         return small * (size - 0.5 * small)
 
-    return _of_errors(
-        pred, target, mask, weights, reduction, value, lambda xp, e: _array.clip_values(xp, e, -bound, bound)
-    )
+    def slope(xp: Namespace, e: Array) -> Array:
+        return _array.clip_values(xp, e, -bound(xp, e), bound(xp, e))
+
+    return _of_errors(pred, target, mask, weights, reduction, value, slope)
 
 
 def quantile(
@@ -276,7 +281,7 @@ def _of_errors(
     check_like("target", target, "pred", pred)
     rows = pred.shape[: len(pred.shape) - axes]
     mask = check_mask(xp, mask, rows)
-    weights = check_weights("weights", weights, rows)
+    weights = check_weights("weights", weights, rows, pred)
     wide = _array.wide_dtype(xp, pred.dtype)
     inner = mask if mask is None or axes == 1 else mask[..., None]
     error = counting(xp, xp.astype(pred, wide, copy=False), inner)

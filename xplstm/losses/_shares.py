@@ -90,8 +90,11 @@ def check_reduction(reduction: Any) -> str:
     return _values.one_of("reduction", reduction, REDUCTIONS)
 
 
-def check_weights(name: str, weights: Array | None, shape: tuple[int, ...]) -> Array | None:
-    """Return weights, checked to be floats of at least 0 that broadcast to `shape`."""
+def check_weights(name: str, weights: Array | None, shape: tuple[int, ...], like: Array) -> Array | None:
+    """Return weights, checked to be floats of at least 0 that broadcast to `shape`.
+
+    The sums over arrays of the dtype of `like` must be able to represent them.
+    """
     if weights is None:
         return None
     weights = _array.float_array(name, weights)
@@ -105,7 +108,17 @@ def check_weights(name: str, weights: Array | None, shape: tuple[int, ...]) -> A
         if not np.all((values >= 0) & np.isfinite(values)):
             msg = f"{name} has elements that are negative, infinite or NaN; all must be at least 0 and finite"
             raise ArgumentError(msg)
+        _check_range(name, values, "float64" if _array.dtype_name(like.dtype) == "float64" else "float32")
     return weights
+
+
+def _check_range(name: str, weights: np.ndarray, dtype: str) -> None:
+    """Raise an error if a weight becomes infinite in the dtype of the sums, or all weights become 0."""
+    with np.errstate(over="ignore", under="ignore"):
+        converted = weights.astype(dtype)
+    if not np.isfinite(converted).all() or (weights.any() and not converted.any()):
+        msg = f"{name} has elements up to {weights.max()}, which {dtype}, the dtype of the sums, cannot "
+        raise ArgumentError(msg + f"represent; multiply {name} by a constant")
 
 
 def one_hot(xp: Namespace, targets: Array, classes: int) -> Array:
