@@ -149,3 +149,27 @@ def test_what_is_wrong_is_named(call, error, message):
 def test_what_gives_no_pullback_is_refused():
     with pytest.raises(xplstm.DTypeError, match="the outputs followed by the pullback"):
         check_grad(lambda x: x**2, {"x": np.arange(3.0)})
+
+
+@pytest.mark.parametrize("checked", [("x", "state"), ("state", "x"), ("state",), ("x",), ()])
+def test_the_arguments_of_a_layer_are_checked_in_any_order(checked, rng):
+    lstm = xplstm.LSTM(3, 2, dtype="float64", rng=0)
+    state = xplstm.LSTMState(rng.normal(size=(1, 2, 2)), rng.normal(size=(1, 2, 2)))
+    given = {"x": rng.normal(size=(4, 2, 3)), "state": state}
+    arguments = {name: given.pop(name) for name in checked}
+    names = [row.name for row in check_grad(lstm, arguments, **given).rows]
+    assert ("x" in names, "state.c" in names) == ("x" in checked, "state" in checked)
+    assert names[-1] == "params.bias_hh_l0"
+
+
+def test_a_layer_may_have_arguments_without_gradients(rng):
+    class Scaled:
+        def __init__(self):
+            self.params = {"w": np.asarray(2.0)}
+
+        def vjp(self, flags, x):
+            kept = np.where(flags, x, 0.0)
+            w = self.params["w"]
+            return kept * w, lambda dy: (np.where(flags, dy * w, 0.0), {"w": np.sum(dy * kept)})
+
+    assert check_grad(Scaled(), {"x": rng.normal(size=3)}, flags=np.asarray([True, False, True])).passed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -240,7 +241,8 @@ def check_grad(
         ``vjp(**arguments, **options)`` returns the outputs, followed by the pullback. The pullback takes
         the gradients with respect to the outputs. It returns the gradients with respect to the arguments
         in their order, as a mapping with their names, or as a single gradient. A layer, such as an
-        `xplstm.LSTM`, is also accepted; its ``vjp`` is called and its parameters are checked too.
+        `xplstm.LSTM`, is also accepted; its ``vjp`` is called and its parameters are checked too. Its
+        arguments may be passed in any order, and those without a check as options.
     arguments : mapping of str to array, or to tuple, list or mapping of arrays
         Points at which gradients are checked; float64, of any array library. None stays None.
     tolerance : float, default 1e-6
@@ -336,9 +338,10 @@ def _open_layer(
             layer.params = passed.pop("params")
             call = layer.vjp
         outputs, pullback = _split_result(call(**passed, **options))
+        order = list(inspect.signature(call).parameters) if has_params else None
 
         def gradients(douts: Any) -> dict[str, Array | None]:
-            return dict(_trees.beside(given, _by_name(pullback(*douts), list(given), has_params)))
+            return dict(_trees.beside(given, _by_name(pullback(*douts), list(given), order)))
 
         return tuple(outputs), gradients
 
@@ -353,19 +356,25 @@ def _split_result(result: Any) -> tuple[list[Tree], Callable[..., Any]]:
     return [*result[:-1]], result[-1]
 
 
-def _by_name(gradients: Tree, names: list[str], has_params: bool) -> dict[str, Tree]:
-    """Return the results of a pullback by the names of the arguments."""
+def _by_name(gradients: Tree, names: list[str], order: list[str] | None) -> dict[str, Tree]:
+    """Return the results of a pullback by the names of the arguments.
+
+    The pullback of a layer returns gradients in the `order` of its arguments, then those of its parameters.
+    """
     if isinstance(gradients, Mapping) and gradients.keys() == {*names}:
         return dict(gradients)
+    if order is not None and isinstance(gradients, tuple | list) and len(gradients) >= len(names):
+        *inputs, of_params = gradients
+        known = sorted((name for name in names[:-1] if name in order), key=order.index)
+        # More gradients than names include those of arguments that are options, such as the initial state.
+        by_name = dict(zip(order if len(gradients) > len(names) else known, inputs, strict=False))
+        return {name: by_name.get(name) for name in names[:-1]} | {names[-1]: of_params}
     if len(names) == 1:
         return {names[0]: gradients}
     if not isinstance(gradients, tuple | list):
         given = type(gradients).__name__
         msg = f"the pullback returned a {given}, expected one gradient each for {', '.join(names)}"
         raise GradientError(msg)
-    if has_params and len(gradients) > len(names):
-        # Gradients of omitted arguments, such as the initial state, come before those of the parameters.
-        gradients = (*gradients[: len(names) - 1], gradients[-1])
     if len(gradients) != len(names):
         msg = f"the pullback returned {len(gradients)} gradients, expected one each for {', '.join(names)}"
         raise GradientError(msg)
