@@ -899,6 +899,10 @@ def test_dropout_without_a_generator_is_warned_of():
     with pytest.warns(UserWarning, match="Forecaster has dropout, and fit applies no dropout without rng="):
         fit(Forecaster(2, 3, 2, dropout=0.5), data, updates=1)
     fit(Forecaster(2, 3, 2, dropout=0.5), data, updates=1, rng=0)
+    model = Forecaster(2, 3)
+    model.lstm = xplstm.LSTM(2, 3, variant=xplstm.Variant(recurrent_dropout=0.5))
+    with pytest.warns(UserWarning, match="Forecaster has dropout, and fit applies no dropout without rng="):
+        fit(model, data, updates=1)
 
 
 def test_callbacks_see_every_update_and_validation():

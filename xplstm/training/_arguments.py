@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from xplstm import _array, _values
 from xplstm._errors import ArgumentError, DTypeError
 from xplstm.io.files._durable import check_writable
-from xplstm.nn import Dropout
+from xplstm.nn import Dropout, Recurrent
 from xplstm.optim import Optimizer
 from xplstm.optim._optimizer import matches, patterns
 from xplstm.training import _trees
@@ -265,9 +265,11 @@ def check_path(checkpoint: Path, resume: bool | str) -> None:
 def _has_dropout(model: Model) -> bool:
     """Return whether a layer of the model has dropout."""
     layers = [model, *getattr(model, "__dict__", {}).values()]
-    stacks = [getattr(layer, "_stack", None) for layer in layers]
+    stacks = [layer._stack for layer in layers if isinstance(layer, Recurrent)]
     of_stacks = ("dropout", "input_dropout", "weight_dropout")
-    chances = [getattr(stack, name, 0) for stack in stacks for name in of_stacks]
+    chances = [getattr(stack, name) for stack in stacks for name in of_stacks]
+    variants = [stack.cell.options().get("variant") for stack in stacks]
+    chances += [variant.recurrent_dropout for variant in variants if variant is not None]
     return any(chances) or any(isinstance(layer, Dropout) and layer.p for layer in layers)
 
 
