@@ -233,3 +233,22 @@ BAD = [
 def test_bad_input_is_named(call, error, message, x):
     with pytest.raises(error, match=message):
         call(x)
+
+
+@pytest.mark.parametrize("change", ["set", "write"])
+def test_a_scale_that_is_set_is_kept(tmp_path, change):
+    model = Forecaster(2, 3, dtype="float64", rng=0)
+    if change == "set":
+        model.mean, model.std = [5.0, -1.0], 2.0
+    else:
+        model.mean[:], model.std[:] = [5.0, -1.0], 2.0
+    expected = Forecaster(2, 3, mean=[5.0, -1.0], std=2.0, dtype="float64", rng=0)
+    series = np.random.default_rng(0).normal(size=(30, 2))
+    model.save(tmp_path / "model.safetensors")
+    for other in (model, Forecaster.load(tmp_path / "model.safetensors")):
+        np.testing.assert_array_equal(other.forecast(series, 3), expected.forecast(series, 3))
+    model.fit(series, 4, updates=1, progress=False)
+    np.testing.assert_array_equal(model.mean, expected.mean)
+    with pytest.raises(xplstm.ArgumentError, match="std=0 must be above 0"):
+        model.std = 0
+    np.testing.assert_array_equal(model.std, expected.std)

@@ -87,8 +87,32 @@ class SeriesModel(Composite):
 
     _roles: Roles
     _scale_given: bool
-    mean: np.ndarray
-    std: np.ndarray
+    _mean: np.ndarray
+    _std: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean of each column."""
+        return self._mean
+
+    @mean.setter
+    def mean(self, mean: Any) -> None:
+        self._set_scale(mean, self._std)
+        self._scale_given = True
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation of each column."""
+        return self._std
+
+    @std.setter
+    def std(self, std: Any) -> None:
+        self._set_scale(self._mean, std)
+        self._scale_given = True
+
+    def _has_scale(self) -> bool:
+        """Return whether the scale was given, measured or set, also by writing to its arrays."""
+        return bool(self._scale_given or self._mean.any() or (self._std != 1).any())
 
     @abstractmethod
     def _set_scale(self, mean: Any, std: Any) -> None:
@@ -208,8 +232,8 @@ class SeriesModel(Composite):
 
         total = _values.size("updates", updates, 0)
         rate = optim.warmup_cosine(1e-2, warmup=total // 10, total=max(total, 1))
-        scale, params = (self.mean, self.std, self._scale_given), self.params
-        if not self._scale_given:
+        scale, params = (self._mean, self._std, self._scale_given), self.params
+        if not self._has_scale():
             self._fit_scale(values[:cut])
         try:
             return training.fit(
@@ -228,7 +252,7 @@ class SeriesModel(Composite):
             )
         except BaseException:
             if all(a is params[name] for name, a in self.params.items()):  # no update was made
-                self.mean, self.std, self._scale_given = scale
+                self._mean, self._std, self._scale_given = scale
             raise
 
     def _fit_scale(self, values: np.ndarray) -> None:

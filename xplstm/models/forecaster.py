@@ -90,7 +90,8 @@ class Forecaster(SeriesModel):
     Attributes
     ----------
     mean, std : numpy.ndarray of float64, shape (F,)
-        Scale of the columns. `save`, checkpoints and ONNX files store the scale; `state_dict` does not.
+        Scale of the columns, which may be set, as in the arguments. `save`, checkpoints and ONNX files store
+        the scale; `state_dict` does not.
     targets, known : tuple of int
         Target columns and known columns.
     horizon : int or None
@@ -184,7 +185,7 @@ class Forecaster(SeriesModel):
         if not (stds > smallest).all():
             msg = f"std={std} must be above {smallest}, so that its inverse fits {self._home().dtype}"
             raise ArgumentError(msg)
-        self.mean, self.std = means, stds
+        self._mean, self._std = means, stds
 
     @property
     def horizon(self) -> int | None:
@@ -208,7 +209,7 @@ class Forecaster(SeriesModel):
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"mean": None, "std": None, "dropout": self.dropout.p}
-        if self._scale_given:
+        if self._has_scale():
             options |= {"mean": self.mean.tolist(), "std": self.std.tolist()}
         return options | self._roles.options()
 
