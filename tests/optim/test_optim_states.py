@@ -359,3 +359,19 @@ def test_plateau_lowers_when_torch_does(threshold, rng, torch):
         theirs.step(value)
         ours.report(value)
         assert ours(0) == reference.param_groups[0]["lr"]
+
+
+def test_a_momentum_that_is_set_later_has_an_effect():
+    late, whole = optim.SGD(0.1), optim.SGD(0.1, 0.5)
+    params = late.update(W, W)
+    late.momentum = 0.5
+    other = whole.update(params, W)
+    params = late.update(params, W)
+    again = optim.SGD(0.1, 0.5)
+    again.load_state_dict(late.state_dict())
+    for _ in range(3):
+        restored, params, other = again.update(params, W), late.update(params, W), whole.update(other, W)
+        np.testing.assert_array_equal(params["w"], other["w"])
+        np.testing.assert_array_equal(restored["w"], other["w"])
+    with pytest.raises(xplstm.ArgumentError, match="momentum=1"):
+        late.momentum = 1

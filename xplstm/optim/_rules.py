@@ -50,9 +50,21 @@ class SGD(Optimizer):
     _options = ("momentum",)
 
     def __init__(self, lr: LearningRate, momentum: float = 0.0, *, groups: Sequence[Group] = ()) -> None:
-        self.momentum = _values.in_range("momentum", momentum, 0, 1)
-        super().__init__(lr, ("momentum",) if self.momentum else (), groups)
+        self._momentum = _values.in_range("momentum", momentum, 0, 1)
+        super().__init__(lr, ("momentum",) if self._momentum else (), groups)
         _check_no_decay(self)
+
+    @property
+    def momentum(self) -> float:
+        """Factor of the previous m. May be set; m begins at 0 then if there was no momentum before."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, momentum: float) -> None:
+        self._momentum = _values.in_range("momentum", momentum, 0, 1)
+        if self._momentum:
+            self._averages.setdefault("momentum", {})
+            self._counts = True
 
     def _rule(self, lr: float, step: int, decay: float | None, name: str) -> Rule:  # noqa: ARG002
         return _Descent(lr, self.momentum)
