@@ -428,6 +428,12 @@ def test_a_changed_input_without_keras(tmp_path: Any) -> None:
         assert xplstm.io.load(path).input_size == I
 
 
+def test_a_layer_with_another_number_of_features_is_no_change_of_the_input(keras: Any, tmp_path: Any) -> None:
+    path, x = tmp_path / "model.keras", keras.Input((T, I))
+    keras.Model(x, keras.layers.LSTM(H)(keras.layers.Concatenate()([x, x]))).save(path)
+    assert xplstm.io.load(path).input_size == 2 * I
+
+
 def test_the_first_layer_of_a_sequential_may_change_the_input(keras: Any, tmp_path: Any) -> None:
     make, path = keras.layers, tmp_path / "model.keras"
     sequential(keras, make.Rescaling(0.5), make.LSTM(H)).save(path)
