@@ -162,6 +162,12 @@ def test_a_feature_with_a_large_mean_keeps_its_variation(ragged, labels, form):
     np.testing.assert_allclose(found, small().fit(plain, labels).predict_proba(plain), atol=1e-4)
 
 
+def test_a_feature_that_is_too_large_after_scaling_is_refused(ragged, labels):
+    fitted = small().fit(ragged, labels)
+    with pytest.raises(ValueError, match=r"X has values up to .*e\+2\d\d, .* too large for float32"):
+        fitted.predict([sequence * 1e250 for sequence in ragged])
+
+
 @pytest.mark.slow
 def test_ids_of_tokens(rng):
     texts = [rng.integers(1, 9, length).tolist() for length in rng.integers(1, 8, 200)]

@@ -258,7 +258,18 @@ class SequenceEstimator(BaseEstimator):  # type: ignore[misc]
         if self.mean_ is None:
             return sequences
         dtype = dtype_of(self.dtype)
-        return sequences.map(lambda a: ((a - self.mean_) / self.scale_).astype(dtype))
+
+        def scaled(a: np.ndarray) -> np.ndarray:
+            with np.errstate(over="ignore"):  # checked below
+                result = ((a - self.mean_) / self.scale_).astype(dtype)
+            if not np.isfinite(result).all():
+                msg = (
+                    f"X has values up to {np.abs(a).max():.3g}, which are too large for {dtype} after scaling"
+                )
+                raise ArgumentError(msg)
+            return result
+
+        return sequences.map(scaled)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator atomically to one file, without pickle; an existing file is overwritten.
