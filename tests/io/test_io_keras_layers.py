@@ -366,7 +366,7 @@ def test_a_layer_without_weights_that_changes_the_input_is_named(
 
 
 @pytest.mark.parametrize("ending", [".h5", ".keras"])
-@pytest.mark.parametrize("kind", ["sequential", "functional", "two inputs"])
+@pytest.mark.parametrize("kind", ["sequential", "functional", "two inputs", "two outputs"])
 def test_an_input_that_was_changed_is_followed_into_a_model(
     keras: Any, kind: str, ending: str, tmp_path: Any
 ) -> None:
@@ -377,6 +377,10 @@ def test_an_input_that_was_changed_is_followed_into_a_model(
     if kind == "two inputs":
         inner = keras.Model([a, b], make.Add()([make.Dense(H)(a), lstm(b)]))
         made = keras.Model(x, inner([x, half(x)]))
+    elif kind == "two outputs":
+        inner = keras.Model(a, [half(a), make.Dense(I)(a)])
+        changed, other = inner(x)
+        made = keras.Model(x, [lstm(changed), other])
     else:
         inner = sequential(keras, lstm) if kind == "sequential" else functional(keras, lstm)
         made = keras.Model(x, inner(half(x)))

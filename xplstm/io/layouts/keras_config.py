@@ -190,14 +190,14 @@ def snake_case(name: str) -> str:
 
 def _of_model(
     model: Mapping[str, Any], path: str | None, depth: int, reading: Reading, raw: Raw
-) -> Generator[Recurrent, None, str | None]:
+) -> Generator[Recurrent, None, list[str | None]]:
     """Find the recurrent layers of a model with weights under `path`, or under layer names if it is None.
 
     `raw` has the inputs of this model that are inputs of the outermost model, and receives the layers after
-    them. Returns the name of the layer whose output is that of the model.
+    them. Returns the names of the layers whose outputs are those of the model.
     """
     if model["class_name"] not in MODELS or depth > DEEPEST:
-        return None
+        return []
     counts: Counter[str] = Counter()
     # Maps a layer name to the path of the recurrent layer whose outputs the layer returns unchanged.
     above: dict[str, str | None] = {}
@@ -222,8 +222,11 @@ def _of_model(
         if kind in MODELS:
             inner = _inputs_of(layer, inputs, raw)
             under = None if path is None else f"{place}/layers"
-            end = yield from _of_model(layer, under, depth + 1, reading, inner)
-            raw |= {name: inner[end]} if end in inner else {}
+            ends = yield from _of_model(layer, under, depth + 1, reading, inner)
+            states = [inner[end] for end in ends if end in inner]
+            # Which output a later layer reads is not followed: one that is changed counts for all.
+            if any(states) or (states and len(states) == len(ends)):
+                raw[name] = next(filter(None, states), None)
         elif layer.get("module") == "keras.layers" and (kinds := _recurrent_in(layer)):
             if kind in ("LSTM", "GRU", "Bidirectional", "RNN"):
                 ones = _layers(kind, config, place, name, source, reading.version)
@@ -237,7 +240,7 @@ def _of_model(
                 ones = [one._replace(problem=one.problem or why) for one in ones]
             yield from ones
         above[name] = before = hands_on
-    return last if model["class_name"] == "Sequential" else _output_of(model)
+    return [last] if model["class_name"] == "Sequential" else [*_outputs_of(model)]
 
 
 def _inputs(layer: Mapping[str, Any]) -> Iterator[str]:
@@ -256,10 +259,9 @@ def _inputs_of(model: Mapping[str, Any], inputs: Sequence[str | None], raw: Raw)
     return {name: raw[one] for name, one in zip(names, inputs, strict=True) if one in raw}
 
 
-def _output_of(model: Mapping[str, Any]) -> str | None:
-    """Return the layer that computes the only output of a functional model; None if there are several."""
-    names = [name for name, _, _ in _histories(model["config"].get("output_layers", []))]
-    return names[0] if len(names) == 1 else None
+def _outputs_of(model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the layers that compute the outputs of a functional model."""
+    yield from (name for name, _, _ in _histories(model["config"].get("output_layers", [])))
 
 
 def _changer(
