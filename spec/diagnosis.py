@@ -56,6 +56,8 @@ CHANGES: dict[str, tuple[tuple[str, ...], mutants.Change]] = {
 }
 RIGHT = 256
 """Differences in u * s that are no fault."""
+LEAD = 0.9
+"""The share of the error that a wrong LSTM must explain to be named; others mislead."""
 CLOSE = 1e-3
 """The share of the right LSTM's error that a wrong one leaves where it explains the numbers."""
 
@@ -211,7 +213,7 @@ def explain(op: str, config: Config, a: Arrays, got: Arrays, dtype: str) -> str:
         return f"as if: {', or: '.join(alike)} (explains all but {shares[near[0]]:.1g} of the error)"
     said = f"none of {len(found)} wrong implementations explains the numbers"
     some = 1 - shares[near[0]]
-    return f"{said}; the nearest, {near[0]!r}, explains {some:.0%} of the error" if some > 0.1 else said
+    return f"{said}; the nearest, {near[0]!r}, explains {some:.0%} of the error" if some > LEAD else said
 
 
 def share(off: float, missed: float) -> float:

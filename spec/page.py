@@ -174,8 +174,9 @@ def summary(report: Report) -> str:
     """Return how many clauses each implementation satisfies, and its largest error."""
     counts, errors = [], []
     for name, subjects in implementations(report).items():
-        version = report["subjects"][subjects[0]]["version"] or "not installed"
-        counts.append([f"{title(name)} {version}", *counted(report, subjects)])
+        about = report["subjects"][subjects[0]]
+        version = about["version"] or ("not installed" if about["not_run"] else "")
+        counts.append([f"{title(name)} {version}".rstrip(), *counted(report, subjects)])
         errors.append([title(name), *(largest(report, subjects, measured) for measured in MEASURED)])
     tables = table(("clauses", *COUNTS), counts), table(("largest errors", *ERRORS), errors)
     return "\n\n".join(tables)

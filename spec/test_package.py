@@ -82,6 +82,15 @@ def test_a_wrong_program_in_c_is_told_what_is_wrong(site: Path, tmp_path: Path) 
     assert "from lstm_spec.stdio import Stdio" in found.stdout
 
 
+def test_a_program_in_python_passes(site: Path, tmp_path: Path) -> None:
+    program = f"{sys.executable} {site / 'lstm_spec' / 'examples' / 'one_layer.py'}"
+    found = run(site, tmp_path, "--stdio", program, "-k", "sequence or refus or side_effects or sizes-i65")
+    assert found.returncode == 0, found.stdout + found.stderr
+    passed = re.search(r"(\d+) passed", found.stdout)
+    assert passed
+    assert int(passed[1]) > 25
+
+
 def test_a_program_in_rust_passes(site: Path, tmp_path: Path) -> None:
     if shutil.which("rustc") is None:
         pytest.skip("rustc is not installed")
@@ -127,7 +136,9 @@ def test_a_program_gets_a_report(site: Path, tmp_path: Path) -> None:
     ]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert "XPL-ERR-004" in (tmp_path / "conformance.md").read_text(encoding="utf-8")
+    page = (tmp_path / "conformance.md").read_text(encoding="utf-8")
+    assert "XPL-ERR-004" in page
+    assert "| stdio | " in page  # not "stdio not installed", although a program has no version
 
 
 def test_the_folder_of_the_vectors_is_printed(site: Path, tmp_path: Path) -> None:
