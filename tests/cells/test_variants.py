@@ -404,3 +404,9 @@ def test_a_constant_shows_where_it_stands() -> None:
     by_beta = Variant(activations=(("hard_sigmoid", None, 0.3), "tanh", "tanh"))
     by_alpha = Variant(activations=(("hard_sigmoid", 0.3), "tanh", "tanh"))
     assert str(by_beta) != str(by_alpha)
+
+
+def test_constants_that_are_not_given_are_not_shown() -> None:
+    given = ("hard_sigmoid", 0.3, None), ("scaled_tanh", None, 0.5), ("elu", None, None)
+    shown = ("hard_sigmoid", 0.3), ("scaled_tanh", None, 0.5), "elu"
+    assert Variant(activations=given).changed() == {"activations": shown}

@@ -14,7 +14,9 @@ PAGE = ROOT / "docs" / "guides" / "specification.md"
 
 
 def test_the_program_of_the_page_passes(tmp_path: Path) -> None:
-    block = re.search(r"```\{code-block\} python\n(import json.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    block = re.search(
+        r"```\{code-block\} python\n(import json.*?)```", PAGE.read_text(encoding="utf-8"), re.S
+    )
     assert block is not None
     (tmp_path / "mine.py").write_text(block[1], encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "spec", "--stdio", f"{sys.executable} {tmp_path / 'mine.py'}"]

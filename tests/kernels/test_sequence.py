@@ -90,7 +90,7 @@ def test_checkpointing_changes_nothing(xp: Any, name: str, every: int) -> None:
 
 
 @pytest.mark.parametrize("every", [None, 4])
-@pytest.mark.parametrize("name", ["plain", "bidirectional_ragged"])
+@pytest.mark.parametrize("name", ["plain", "stacked", "bidirectional_ragged"])
 def test_without_dx_the_other_gradients_keep_their_bits(xp: Any, name: str, every: int | None) -> None:
     case = CASES[name]
     lstm = case.lstm(xp=xp.xp, input_dropout=0.5)
