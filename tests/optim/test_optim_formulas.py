@@ -108,7 +108,7 @@ def test_plateau_refuses_a_factor_that_lowers_nothing():
 
 
 def test_plateau_refuses_a_threshold_above_one():
-    with pytest.raises(xplstm.ArgumentError, match=r"threshold=1.5 must be in \[0, 1\]"):
+    with pytest.raises(xplstm.ArgumentError, match=r"threshold=1.5 must be in \[0, 1\)"):
         optim.Plateau(1.0, threshold=1.5)
 
 
