@@ -130,7 +130,7 @@ HERE = {
     ("training.fit of a state", "state"): ("a state without arrays", "[]"),
     ("training.save_checkpoint of", "params"): ("a run without parameters", "{}"),
     ("training.save_checkpoint of", "optimizer"): ("an optimiser without state", "{}"),
-    ("training.save_checkpoint of", "state"): ("a state without arrays", "[]"),
+    ("training.save_checkpoint of", "state"): ("a state without arrays, or of one array", "[] ones"),
     ("training.save_checkpoint of", "rng"): ("what JSON can hold", "{} dict"),
     ("training.Samples", "inputs"): ("trees of arrays of any dtype", "dict ones complex"),
     ("training.Samples", "targets"): ("arrays of any dtype, or none", "None {} [] () dict ones complex"),

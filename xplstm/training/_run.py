@@ -574,6 +574,8 @@ def _check_state(state: Any) -> None:
         kinds = ", ".join(type(a).__name__ for a in parts)
         msg = f"model.loss_vjp returned a state of {kinds}, expected a tuple of arrays, or an array"
         raise DTypeError(msg)
+    for a in parts:
+        _array.namespace(a, "the state that model.loss_vjp returned")
 
 
 def _each_once(change: Callable[[Array], Array], arrays: Mapping[Any, Array]) -> dict[Any, Array]:
