@@ -218,7 +218,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not is_named(session.config) or reporter is None or exitstatus or session.config.option.collectonly:
         return
     chosen = [adapter for _, adapter, _ in session.config.stash[CHOSEN]]
-    if missing(session.config.getoption("--subject") or ()) or any(one.why_unavailable() for one in chosen):
+    if missing(session.config.getoption("--subject") or ()) or all(one.why_unavailable() for one in chosen):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return
     if not any(reporter.stats.get(outcome) for outcome in ("passed", "xfailed")):

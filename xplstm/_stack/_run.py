@@ -114,8 +114,7 @@ def loan_of(problem: Problem) -> Loan:
 
 def lent_problem(problem: Problem, keep: bool) -> Problem:
     """Return the problem for the borrowed memory, which the kernel runs; autograd may ask for dx later."""
-    xp, backend, device = loan_of(problem)
-    return problem._replace(xp=xp, backend=backend, device=device, loan="", dx=True, keep=keep)
+    return problem.lend_to(loan_of(problem).backend)._replace(dx=True, keep=keep)
 
 
 def pick_present(params: Directions, others: Directions) -> Iterator[Any]:
