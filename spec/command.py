@@ -12,6 +12,16 @@ import pytest
 from spec import kills, report
 
 FOLDER = Path(__file__).parent
+MORE = """\
+options of the suite:
+  --patience SECONDS    time limit of an answer
+  --deviations FILE     list of known deviations
+  --isolated            run each subject in a separate process
+
+other commands, with --help of their own:
+  lstm-spec report      write the result of each clause as a page
+  lstm-spec kills       count the wrong LSTMs that each clause detects
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["kills"]:
         return kills.main(given[1:])
     parser = argparse.ArgumentParser(
-        prog="lstm-spec", description="Test an LSTM; further options are pytest's.", allow_abbrev=False
+        prog="lstm-spec",
+        description="Test an LSTM. Further options are pytest's, such as -k, -x, -rs and -n.",
+        epilog=MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--stdio", metavar="COMMAND", help="a program that answers JSON lines")

@@ -31,7 +31,7 @@ from spec.wrong_gru import GRU
 
 PLACES = (
     *("the reverse direction", "the forward direction of two"),
-    *("the first layer of several", "every layer but the first", "the last layer"),
+    *("the first layer of several", "every layer but the first", "the last layer", "a layer between others"),
 )
 CELL_FAULTS = (
     *("forget bias added", "sigmoid for g", "relu for g", "f coupled to i"),
@@ -40,6 +40,14 @@ CELL_FAULTS = (
     *("slope of tanh(c) omitted", "path from h to c cut", "gradient of i cut", "gradient of f cut"),
     *("gradient of g cut", "gradient of o cut", "dweight_hh with the new h", "bias_hh not trained"),
     *("path through h cut", "path through c cut"),
+)
+SEQUENCE_FAULTS = (
+    *("lengths ignored", "one step too many", "empty rows take a step", "empty rows end at zero"),
+    *("padding walked through", "h_n is the last y", "mask ignored", "mask taken as lengths"),
+    *("holes reset the state", "holes hold h alone"),
+    *("resets ignored", "resets of h alone", "resets of c alone", "resets a step late"),
+    *("h_0 ignored", "c_0 ignored", "dh_n ignored", "dc_n ignored", "dy of the last step only"),
+    *("gradients flow through the padding", "gradients cross resets", "weight_ih sees the last step only"),
 )
 CHANGES: dict[str, tuple[tuple[str, ...], mutants.Change]] = {
     "weight_hh transposed": (("weight_hh",), mutants.transposed),
@@ -71,22 +79,23 @@ def here(place: str, config: Config, layer: int, direction: int) -> bool:
         "the first layer of several": layers > 1 and layer == 0,
         "every layer but the first": layer > 0,
         "the last layer": layers > 2 and layer == layers - 1,
+        "a layer between others": 0 < layer < layers - 1,
     }[place]
 
 
 class Placed(LSTM):
-    """LSTM whose cell has a fault at one place."""
+    """LSTM with a fault at one place."""
 
     def __init__(self, fault: str, place: str, config: Config) -> None:
-        super().__init__(fault)
-        self.place, self.config = place, config
+        super().__init__()
+        self.wrong, self.place, self.config = LSTM(fault), place, config
 
-    def faults_at(self, layer: int, direction: int) -> frozenset[str]:
-        return self.faults if here(self.place, self.config, layer, direction) else frozenset()
+    def at(self, layer: int, direction: int) -> LSTM:
+        return self.wrong if here(self.place, self.config, layer, direction) else self
 
 
-def cell_at(fault: str, place: str) -> Call:
-    """Return an LSTM whose cell has a fault at one place; calls without this place give correct results."""
+def fault_at(fault: str, place: str) -> Call:
+    """Return an LSTM with a fault at one place; calls without this place give correct results."""
 
     def there(op: str, config: Config, _a: Arrays) -> bool:
         layers, directions = config.get("num_layers", 1), 1 + bool(config.get("bidirectional"))
@@ -138,7 +147,8 @@ def wrongs() -> dict[str, Wrong]:
     ):
         found |= {name: Wrong(f"{where}: {family(name)}", call) for name, call in of.MUTANTS.items()}
     for place in PLACES:
-        found |= {f"{f}, in {place}": Wrong(f"cell, in {place}", cell_at(f, place)) for f in CELL_FAULTS}
+        for kind, faults in (("cell", CELL_FAULTS), ("sequence", SEQUENCE_FAULTS)):
+            found |= {f"{f}, in {place}": Wrong(f"{kind}, in {place}", fault_at(f, place)) for f in faults}
         found |= {
             f"{w}, in {place}": Wrong(f"parameters, in {place}", parameters_at(w, place)) for w in CHANGES
         }

@@ -51,13 +51,12 @@ the implementation offers nothing that the group asks, and a question mark that 
 
 - **PASS** ✓: every case of the clause passes that the implementation offers.
 - **FAIL** ✗: the implementation does something else. [A sentence for each](#what-they-do-otherwise) says
-  what; all were checked by hand.
+  what{checked}.
 - **N/A** –: the implementation, or its adapter, declares that it does not offer the subject of the clause.
   [The list](#what-they-do-not-offer) names it. That is no fault.
 - **NOT RUN** ?: there is no result, for [a reason that is given](#what-was-not-run).
 
-`python -m spec report` writes this page, and {{download}}`conformance.json`, which holds every number.
-[Testing another LSTM](guides/specification.md) says how to test one more. A clause marked MAY binds only
+{source} A clause marked MAY binds only
 implementations that offer its subject; a draft may still change.
 
 {summary}
@@ -92,11 +91,23 @@ older than the newest calls of the specification.
 """
 
 
+IN_DOCS = """\
+`python -m spec report` writes this page, and {download}`conformance.json`, which holds every number.
+[Testing another LSTM](guides/specification.md) says how to test one more."""
+OF_PROGRAM = """\
+`lstm-spec report` writes this page, [the clauses](clauses.md), and [conformance.json](conformance.json) with
+every number."""
+
+
 def rendered(report: Report) -> str:
     """Return the Markdown of a report."""
+    # A report of one program is no page of these documents, and its failures were not examined.
+    program = [*report["subjects"]] == ["stdio"]
     packages = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
     return PAGE.format(
         result=result_of(report),
+        checked="" if program else "; all were checked by hand",
+        source=OF_PROGRAM if program else IN_DOCS,
         summary=summary(report),
         **report["host"],
         packages=packages,

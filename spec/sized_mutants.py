@@ -154,6 +154,15 @@ def features(least: int) -> Spoil:
     return spoil
 
 
+def units(least: int) -> Spoil:
+    """Return a change of calls: the recurrent sums end after so many units."""
+
+    def short(v: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(v.shape[-1]) < least, v, 0)
+
+    return lambda config, a: (config, {n: short(v) if n.startswith("weight_hh") else v for n, v in a.items()})
+
+
 def tail(width: int) -> Spoil:
     """Return a change of calls: features beyond a multiple of a vector's width are lost."""
 
@@ -321,7 +330,8 @@ MUTANTS: dict[str, Call] = {
     ),
     "equal lengths taken for full rows": before(equal, lengths_as(lambda _given, _T: None)),
     "all rows empty: the state ends at zero": after(all_empty, ended_at_zero),
-    **{f"inputs beyond {n} ignored": before(sized("I", n), features(n)) for n in (8, 16, 32, 64)},
+    **{f"inputs beyond {n} ignored": before(sized("I", n), features(n)) for n in (8, 16, 32, 64, 128, 256)},
+    **{f"sums over h cut at {n}": before(sized("H", n), units(n)) for n in (8, 16, 32, 64, 128, 256)},
     "remainder of I beyond a multiple of 8 ignored": before(always, tail(8)),
     **{f"units beyond {n} wrong": after(single, beyond("h_n", -1, n)) for n in (8, 19, 32, 64)},
     **{f"rows beyond {n} wrong": after(single, beyond("y", 1, n, 1.0)) for n in (8, 11, 16, 32, 64)},

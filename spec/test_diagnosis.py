@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spec import test_sized
 from spec.calls import CASES, expected, faults, given
 from spec.cases import Case, Chosen
 from spec.diagnosis import PLACES, WRONGS, explain
-from spec.questions import say
+from spec.questions import PASSES, say
 from spec.sized_mutants import Wrong
+from spec.subject import Arrays, Config
 from spec.test_stdio import PYTEST
 from spec.wrong import LSTM
 from spec.wrong_gru import GRU
@@ -67,6 +69,67 @@ def test_a_wrong_gru_is_recognised(test: str, name: str, fault: str) -> None:
     subject = Chosen("wrong", Wrong(GRU(fault).call), "")
     said = say(Case(test, "spec.test_gru", subject, {"name": name, "dtype": "float32"}, ()))
     assert said.startswith(f"as if: {fault} (explains all but "), said
+
+
+@pytest.mark.parametrize(
+    ("test", "module", "values"),
+    [
+        ("test_relation", "spec.test_relations", {"law": "directions", "name": "module-two-directions"}),
+        (
+            "test_the_place_of_each_number_is_read",
+            "spec.test_side_effects",
+            {"name": "two-directions-2-p2", "gradients": False},
+        ),
+        (
+            "test_outputs",
+            "spec.test_vectors",
+            {"name": "stacked-bidirectional-projection", "dtype": "float64"},
+        ),
+    ],
+)
+def test_a_wrong_lstm_is_recognised_in_cases_of_several_calls(
+    test: str, module: str, values: dict[str, object]
+) -> None:
+    fault = "sigmoid for g, in the forward direction of two"
+    subject = Chosen("wrong", Wrong(WRONGS[fault].call), "")
+    assert f"as if: {fault} (explains all but " in say(Case(test, module, subject, values, ()))
+
+
+class Once:
+    """LSTM whose first result is wrong."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, op: str, config: Config, a: Arrays) -> Arrays:
+        self.asked += 1
+        return {n: v + (self.asked == 1) for n, v in LSTM().call(op, config, a).items()}
+
+
+def test_a_fault_that_depends_on_earlier_calls_is_called_so() -> None:
+    subject, values = Chosen("wrong", Wrong(Once()), ""), {"name": "square", "dtype": "float64"}
+    with pytest.raises(AssertionError):
+        test_sized.test_sizes(subject.adapter, **values)
+    assert say(Case("test_sizes", "spec.test_sized", subject, values, ())) == PASSES
+
+
+def broken_down(_op: str, _config: Config, _a: Arrays) -> Arrays:
+    msg = "out of memory"
+    raise MemoryError(msg)
+
+
+def test_an_error_of_the_subject_is_the_diagnosis() -> None:
+    subject = Chosen("wrong", Wrong(broken_down), "")
+    case = Case("test_sizes", "spec.test_sized", subject, {"name": "square", "dtype": "float64"}, ())
+    assert say(case) == "the call ends in MemoryError: out of memory"
+
+
+def test_calls_that_must_be_refused_are_not_explained() -> None:
+    subject = Chosen("wrong", Wrong(LSTM("sigmoid for g").call), "")
+    case = Case(
+        "test_length_out_of_range_is_refused", "spec.test_behaviour", subject, {"wrong": 6}, ("XPL-ERR-003",)
+    )
+    assert say(case) == ""
 
 
 def test_right_numbers_are_not_explained() -> None:

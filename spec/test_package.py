@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -139,6 +140,17 @@ def test_a_program_gets_a_report(site: Path, tmp_path: Path) -> None:
     page = (tmp_path / "conformance.md").read_text(encoding="utf-8")
     assert "XPL-ERR-004" in page
     assert "stdio not installed" not in page, "a program has no version, but it was run"
+    assert "checked by hand" not in page
+    assert "guides/" not in page, "a link to a page that is not written"
+    results = json.loads((tmp_path / "conformance.json").read_text(encoding="utf-8"))["results"]["stdio"]
+    assert results["XPL-SEQ-011"]["status"] == "not offered", "a program gets no strides"
+    assert results["XPL-ERR-004"]["status"] == "passed"
+
+
+def test_help_names_every_command_and_option(site: Path, tmp_path: Path) -> None:
+    said = run(site, tmp_path, "--help").stdout
+    options = ("--stdio", "--subject", "--where", "--patience", "--deviations", "--isolated")
+    assert [name for name in (*options, "lstm-spec report", "lstm-spec kills") if name not in said] == []
 
 
 def test_the_folder_of_the_vectors_is_printed(site: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -180,6 +181,14 @@ def test_a_report_fails_where_a_named_subject_cannot_run(
     assert report.main(given) == 0
     assert report.main([*given, "--subject=keras"]) == 1
     assert "keras cannot run" in capsys.readouterr().out
+
+
+def test_one_subject_of_a_group_is_enough() -> None:
+    found = run("spec/test_vectors.py", "--subject=xplstm", "-k", "test_outputs and cell-float32 and numpy")
+    assert found.returncode == 0, found.stdout
+    assert re.search(r"\d passed", found.stdout)
+    if importlib.util.find_spec("cupy") is None:
+        assert "xplstm:cupy:reference was not tested: it cannot run" in found.stdout
 
 
 def test_unknown_subject_is_an_error_that_names_the_known() -> None:

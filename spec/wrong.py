@@ -54,9 +54,9 @@ class LSTM(Faulty):
         with np.errstate(all="ignore"):
             return self.layer(config, a) if op.startswith("layer") else self.module(config, a)
 
-    def faults_at(self, _layer: int, _direction: int) -> frozenset[str]:
-        """The faults of the cell of one layer and direction."""
-        return self.faults
+    def at(self, _layer: int, _direction: int) -> LSTM:
+        """The LSTM that runs one layer and direction, because a fault can have a place."""
+        return self
 
     def key(self, config: Config) -> Key | None:
         given = config.get("noise") or config.get("dropout")
@@ -86,20 +86,19 @@ class LSTM(Faulty):
         return found.any(1, keepdims=True) | found if self.has("resets of any row in all rows") else found
 
     def layer(self, config: Config, a: Arrays) -> Arrays:
-        exists = self.exists(config, *a["x"].shape[:2])
-        faults = self.faults_at(0, int(bool(config.get("reverse"))))
-        cell = Cell(faults, self.arithmetic, a, self.variant(config, 0), self.key(config), 0)
-        reset = self.reset(config, exists)
-        out, steps = self.forward(cell, a, exists, config.get("reverse", False), reset)
+        one = self.at(0, int(bool(config.get("reverse"))))
+        exists = one.exists(config, *a["x"].shape[:2])
+        cell = Cell(one.faults, one.arithmetic, a, one.variant(config, 0), one.key(config), 0)
+        reset = one.reset(config, exists)
+        out, steps = one.forward(cell, a, exists, config.get("reverse", False), reset)
         if "dy" not in a:
             return out
-        return out | self.backward(Run(cell, a, exists, steps), a["dy"], a["dh_n"], a["dc_n"])
+        return out | one.backward(Run(cell, a, exists, steps), a["dy"], a["dh_n"], a["dc_n"])
 
     def module(self, config: Config, a: Arrays) -> Arrays:
         suffixes = ("", "_reverse") if config["bidirectional"] else ("",)
-        exists, x, layers, h_n, c_n = self.exists(config, *a["x"].shape[:2]), a["x"], [], [], []
+        x, layers, h_n, c_n = a["x"], [], [], []
         ys: list[np.ndarray] = []
-        reset = self.reset(config, exists)
         for k in range(config["num_layers"]):
             scale = self.masks(config, k, x.shape)
             x, ys, runs = x * scale, [], []
@@ -109,18 +108,20 @@ class LSTM(Faulty):
                     if self.has("streams by direction first")
                     else k * len(suffixes) + d
                 )
-                part = self.part(a, k, suffix, k * len(suffixes) + d, config["num_layers"]) | {"x": x}
-                weight_mask = self.weight_mask(config, part, stream)
+                one = self.at(k, d)
+                exists = one.exists(config, *a["x"].shape[:2])
+                part = one.part(a, k, suffix, k * len(suffixes) + d, config["num_layers"]) | {"x": x}
+                weight_mask = one.weight_mask(config, part, stream)
                 if weight_mask is not None:
-                    name = "weight_ih" if self.has("weight dropout on weight_ih") else "weight_hh"
+                    name = "weight_ih" if one.has("weight dropout on weight_ih") else "weight_hh"
                     part[name] = part[name] * weight_mask
                 cell = Cell(
-                    *(self.faults_at(k, d), self.arithmetic, part),
-                    *(self.variant(config, d), self.key(config), stream),
+                    *(one.faults, one.arithmetic, part),
+                    *(one.variant(config, d), one.key(config), stream),
                 )
-                out, steps = self.forward(
-                    *(cell, part, exists, d == 1 and not self.has("both directions forward")),
-                    None if k and self.has("resets in the first layer alone") else reset,
+                out, steps = one.forward(
+                    *(cell, part, exists, d == 1 and not one.has("both directions forward")),
+                    None if k and one.has("resets in the first layer alone") else one.reset(config, exists),
                 )
                 runs.append(Run(cell, part, exists, steps, weight_mask))
                 ys.append(out["y"])
@@ -191,7 +192,8 @@ class LSTM(Faulty):
     def forward(
         self, cell: Cell, a: Arrays, exists: np.ndarray, reverse: bool, reset: np.ndarray | None = None
     ) -> tuple[Arrays, list[SimpleNamespace]]:
-        h, c, T = a["h_0"], a["c_0"], len(a["x"])
+        h, c = (np.zeros_like(a[n]) if self.has(f"{n} ignored") else a[n] for n in ("h_0", "c_0"))
+        T = len(a["x"])
         y, steps = [np.zeros_like(h)] * T, []
         reverse = (reverse and not self.has("reverse ignored")) or self.has("always reverse")
         begins = self.begins(exists, reset, reverse)
@@ -288,7 +290,7 @@ class LSTM(Faulty):
             parts = self.unmerged(config.get("merge", "concat"), dx, ys, k == len(layers) - 1)
             for d in reversed(range(len(runs))):
                 at = k * len(runs) + d
-                found = self.backward(runs[d], parts[d], a["dh_n"][at], a["dc_n"][at])
+                found = self.at(k, d).backward(runs[d], parts[d], a["dh_n"][at], a["dc_n"][at])
                 for name, column in starts.items():
                     column.insert(0, found.pop(name))
                 back.insert(0, found.pop("dx"))
