@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -367,6 +367,18 @@ def test_weights_need_a_storage_that_is_there() -> None:
         )
 
 
+@pytest.mark.parametrize("place", [0, 2, 3, 4])
+@pytest.mark.parametrize("kind", [-1, 99])
+def test_an_unknown_step_or_function_is_refused(place: int, kind: int) -> None:
+    p, sigmoid, tanh = Case(3, 2, 4, 5).lstm(dtype="float32").params, (0, 0.0, 0.0), (1, 0.0, 0.0)
+    options: list[Any] = [0, False, sigmoid, tanh, tanh, np.inf, np.inf, 0.0, 0.0, 5]
+    given = (native.ISA, "float32", 0, 4, 5, 0, native._allocate, 1, *p.values(), *[None] * 7)
+    native._engine.pack(*given, tuple(options))
+    options[place] = (kind, 0.0, 0.0) if place else kind
+    with pytest.raises(ValueError, match="an unknown activation or step"):
+        native._engine.pack(*given, tuple(options))
+
+
 def test_weights_need_the_room_that_was_asked_for() -> None:
     p = Case(3, 2, 4, 5).lstm(dtype="float32").params
     rest = (1, *p.values(), *[None] * 8)
@@ -509,6 +521,39 @@ def test_training_of_few_units_is_left_to_numpy_sooner(
     assert (native.slower(problem) is not None) == left
     monkeypatch.setattr(native, "THREADS", 64)
     assert native.slower(problem) is None
+
+
+# More batch entries than one pass of the products takes, and units beyond whole vectors.
+CROWDED: dict[str, Callable[[], Any]] = {
+    "standard": lambda: xplstm.LSTM(5, 9, dtype="float64", rng=0),
+    "projection": lambda: xplstm.LSTM(5, 9, proj_size=4, dtype="float64", rng=0),
+    "layer normalisation": lambda: xplstm.LSTM(
+        5, 33, variant=xplstm.Variant(layer_norm=True), dtype="float64", rng=0
+    ),
+    "zoneout": lambda: xplstm.LSTM(5, 9, variant=xplstm.Variant(zoneout_h=0.5), dtype="float64", rng=0),
+    "dropout": lambda: xplstm.LSTM(
+        5, 9, variant=xplstm.Variant(recurrent_dropout=0.5), dtype="float64", rng=0
+    ),
+    "GRU": lambda: xplstm.GRU(5, 9, dtype="float64", rng=0),
+    "GRU, reset before": lambda: xplstm.GRU(5, 9, reset_after=False, dtype="float64", rng=0),
+}
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_large_batches_agree_with_the_reference(isa: str, name: str) -> None:
+    network = CROWDED[name]()
+    x = np.random.default_rng(0).standard_normal((3, 201, 5))
+
+    def results() -> list[np.ndarray]:
+        y, state, pullback = network.vjp(x, rng=1)
+        dx, dstate, gradients = pullback(y, state)
+        states = [s if isinstance(s, tuple) else (s,) for s in (state, dstate)]
+        return [y, dx, *states[0], *states[1], *gradients.values()]
+
+    with xplstm.use_kernel("reference"):
+        want = results()
+    for value, expected in zip(results(), want, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-12 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("how", native.SHARES)
