@@ -14,7 +14,18 @@ REFERENCE = (*SPECIFICATION, "--subject", "xplstm:numpy:reference")
 NATIVE = tuple(
     f"tests/kernels/test_{name}.py"
     for name in (
-        *("native", "threads", "composed", "resets", "networks", "steps", "stored", "half", "sequence"),
+        *(
+            "native",
+            "threads",
+            "composed",
+            "resets",
+            "networks",
+            "steps",
+            "stored",
+            "half",
+            "sequence",
+            "cupy_loop",
+        ),
         "kernels",
     )
 )
