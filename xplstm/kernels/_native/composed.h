@@ -266,13 +266,12 @@ INLINE void NAME(elman_backward)(const Packed *p, Size unit, Size width, const R
     }
 }
 
-/* Last part of a step for one vector of units: compute h and c after zoneout from c' and from the input of
-   H. */
-INLINE void NAME(composed_output)(const Packed *p, V seen, V cell, V o, V c_old, Size width, REAL *c_new,
+/* Last part of a step for one vector of units: compute h and c after zoneout from c' and H(c'). */
+INLINE void NAME(composed_output)(const Packed *p, V squashed, V cell, V o, V c_old, Size width, REAL *c_new,
                                   REAL *out, REAL *copy, const Hold *hold, Size r, Size unit)
 {
     const Pointwise *how = &p->pointwise;
-    V m = o * NAME(activation)(&how->output, seen);
+    V m = o * squashed;
     if (how->hold_c != 0)
         cell = NAME(hold)(cell, c_old, hold->held_c ? hold->held_c[r] + unit : NULL, how->hold_c);
     if (how->hold_h != 0 && !p->projected)
@@ -284,26 +283,19 @@ INLINE void NAME(composed_output)(const Packed *p, V seen, V cell, V o, V c_old,
         store_part(copy + unit, m, width);
 }
 
-/* `gates` with options. With layer normalisation c' and o are left in z, for `composed_output`. `ch` holds
- * the peepholes of i, f and o, a vector each in every panel, or is NULL. */
-static void NAME(composed_gates)(const Packed *p, REAL *z, Size z_step, Size rows, Size width,
-                                 const REAL *const *c, REAL *const *c_new, REAL *const *out,
-                                 REAL *const *copy, REAL *const *kept, const Hold *hold, Size unit)
+/* `gates` and `outputs_of_cells` with options, in two loops for the same reason. With layer normalisation c'
+   and o are left in z, for `composed_output`. If `usual`, the activations are those of the standard cell,
+   without a switch in the loop. */
+INLINE void NAME(lstm_units)(const Packed *p, REAL *z, Size z_step, Size rows, Size width,
+                             const REAL *const *c, REAL *const *c_new, REAL *const *out, REAL *const *copy,
+                             REAL *const *kept, const Hold *hold, Size unit, int usual)
 {
+    static const Activation sigmoid = {.kind = SIGMOID}, tanh = {.kind = TANH};
     const Pointwise *how = &p->pointwise;
+    const Activation *gate = usual ? &sigmoid : &how->gate, *input = usual ? &tanh : &how->input;
+    /* The peepholes of i, f and o, a vector each in every panel. */
     const REAL *ch = how->peepholes ? (const REAL *)p->ch + 3 * unit : NULL;
-    if (how->kind == GRU_STEP) {
-        NAME(gated_gates)(z, z_step, rows, width, c, c_new, out, copy, kept, unit);
-        return;
-    }
-    if (how->kind == ELMAN_STEP) {
-        NAME(elman_units)(p, z, z_step, rows, width, c_new, out, copy, kept, unit);
-        return;
-    }
-    if (how->kind == RESET_STEP) {
-        NAME(reset_gates)(z, z_step, rows, c, out, kept, unit);
-        return;
-    }
+    REAL *const first = z;
     for (Size r = 0; r < rows; r++, z += z_step) {
         V c_old = load(c[r] + unit), z_i = load(z), z_f = load(z + LANES), z_g = load(z + 2 * LANES);
         V z_o = load(z + 3 * LANES);
@@ -311,13 +303,13 @@ static void NAME(composed_gates)(const Packed *p, REAL *z, Size z_step, Size row
             z_i = fma(load(ch), c_old, z_i);
             z_f = fma(load(ch + LANES), c_old, z_f);
         }
-        V i = NAME(activation)(&how->gate, NAME(clip)(z_i, how->gate_clip));
-        V f = how->coupled ? all(1) - i : NAME(activation)(&how->gate, NAME(clip)(z_f, how->gate_clip));
-        V g = NAME(activation)(&how->input, NAME(clip)(z_g, how->gate_clip));
+        V i = NAME(activation)(gate, NAME(clip)(z_i, how->gate_clip));
+        V f = how->coupled ? all(1) - i : NAME(activation)(gate, NAME(clip)(z_f, how->gate_clip));
+        V g = NAME(activation)(input, NAME(clip)(z_g, how->gate_clip));
         V cell = NAME(clip)(fma(f, c_old, i * g), how->cell_clip);
         if (ch)
             z_o = fma(load(ch + 2 * LANES), cell, z_o);
-        V o = NAME(activation)(&how->gate, NAME(clip)(z_o, how->gate_clip));
+        V o = NAME(activation)(gate, NAME(clip)(z_o, how->gate_clip));
         if (kept) {
             REAL *to = kept[r] + 4 * unit;
             store(to, z_i);
@@ -325,14 +317,33 @@ static void NAME(composed_gates)(const Packed *p, REAL *z, Size z_step, Size row
             store(to + 2 * LANES, z_g);
             store(to + 3 * LANES, z_o);
         }
-        if (how->normal) {
-            store(z + 2 * LANES, cell);
-            store(z + 3 * LANES, o);
-            continue;
-        }
-        NAME(composed_output)(p, cell, cell, o, c_old, width, c_new[r], out[r], copy ? copy[r] : NULL, hold,
-                              r, unit);
+        store(z + 2 * LANES, cell);
+        store(z + 3 * LANES, o);
     }
+    z = first;
+    for (Size r = 0; r < rows && !how->normal; r++, z += z_step) {
+        V cell = load(z + 2 * LANES), squashed = NAME(activation)(usual ? &tanh : &how->output, cell);
+        NAME(composed_output)(p, squashed, cell, load(z + 3 * LANES), load(c[r] + unit), width, c_new[r],
+                              out[r], copy ? copy[r] : NULL, hold, r, unit);
+    }
+}
+
+/* Run the pointwise step with options for the units of one panel. */
+static void NAME(composed_gates)(const Packed *p, REAL *z, Size z_step, Size rows, Size width,
+                                 const REAL *const *c, REAL *const *c_new, REAL *const *out,
+                                 REAL *const *copy, REAL *const *kept, const Hold *hold, Size unit)
+{
+    const Pointwise *how = &p->pointwise;
+    if (how->kind == GRU_STEP)
+        NAME(gated_gates)(z, z_step, rows, width, c, c_new, out, copy, kept, unit);
+    else if (how->kind == ELMAN_STEP)
+        NAME(elman_units)(p, z, z_step, rows, width, c_new, out, copy, kept, unit);
+    else if (how->kind == RESET_STEP)
+        NAME(reset_gates)(z, z_step, rows, c, out, kept, unit);
+    else if (how->gate.kind == SIGMOID && how->input.kind == TANH && how->output.kind == TANH)
+        NAME(lstm_units)(p, z, z_step, rows, width, c, c_new, out, copy, kept, hold, unit, 1);
+    else
+        NAME(lstm_units)(p, z, z_step, rows, width, c, c_new, out, copy, kept, hold, unit, 0);
 }
 
 /* `backward_unit` with options, from the kept z; `cell` becomes c' before zoneout. With layer normalisation

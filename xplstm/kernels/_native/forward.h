@@ -470,8 +470,8 @@ static void NAME(expose)(const Walk *w, Size k, Size at, const REAL *z)
         Size width = NAME(step_width)(p, unit);
         V cell = load(z + 4 * unit + 2 * LANES), o = load(z + 4 * unit + 3 * LANES);
         REAL *copy = w->f->keep && !p->projected ? w->copy[k] : NULL;
-        NAME(composed_output)(p, load(w->exposed + unit), cell, o, load(w->c_rows[k] + unit), width,
-                              w->c_new[k], w->out[k], copy, &hold, 0, unit);
+        NAME(composed_output)(p, NAME(activation)(&p->pointwise.output, load(w->exposed + unit)), cell, o,
+                              load(w->c_rows[k] + unit), width, w->c_new[k], w->out[k], copy, &hold, 0, unit);
     }
 }
 
