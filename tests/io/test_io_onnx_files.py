@@ -261,6 +261,36 @@ def test_an_input_of_a_body_has_no_default(name: str, tmp_path: Path) -> None:
         xplstm.io.load(tmp_path / "m.onnx", batch_first=False)
 
 
+@pytest.mark.parametrize("op", ["Relu", "Neg", "Identity", "Cast"])
+def test_a_body_must_not_change_the_input_of_its_network(op: str, tmp_path: Path) -> None:
+    options = {"to": FLOAT} if op == "Cast" else {}
+    body = make.make_graph(
+        [
+            node("Identity", ["on"], ["on_out"]),
+            node(op, ["value"], ["X"], **options),
+            node("LSTM", ["X", "W", "R", "B"], ["", "last"], "cell", hidden_size=2),
+            node("Identity", ["value"], ["value_out"]),
+        ],
+        "body",
+        [
+            make.make_tensor_value_info(one, kind, None)
+            for one, kind in (("i", 7), ("on", 9), ("value", FLOAT))
+        ],
+        [
+            make.make_tensor_value_info(one, kind, None)
+            for one, kind in (("on_out", 9), ("value_out", FLOAT), ("last", FLOAT))
+        ],
+    )
+    loop = node("Loop", ["n", "", "x"], ["end", "lasts"], "loop", body=body)
+    kept = tensors() | {"n": np.asarray(1)}
+    onnx.save(model_of([loop], [("x", FLOAT, [5, 4, 3])], ["lasts"], kept), tmp_path / "m.onnx")
+    if op in ("Identity", "Cast"):
+        assert xplstm.io.load(tmp_path / "m.onnx", batch_first=False).input_size == 3
+        return
+    with pytest.raises(xplstm.FormatError, match=f"does not read 'loop.body.value' unchanged.*the {op} node"):
+        xplstm.io.load(tmp_path / "m.onnx", batch_first=False)
+
+
 @pytest.mark.filterwarnings("ignore")  # of the quantiser
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])

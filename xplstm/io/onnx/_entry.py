@@ -109,6 +109,10 @@ def _batch_first(trace: Trace, node: Node, I: int, known: dict[str, bool]) -> bo
     inputs, layers, between = trace.find_sources(X)
     if len(inputs) == 1 and not layers:
         return _from_input(trace, node, inputs[0], between, I, swapped)
+    if not inputs and not layers:  # an input of the body of a Loop or Scan
+        changed = next((one for one in between if one.op not in MOVERS), None)
+        if changed is not None:
+            raise _refuse_change(node, changed.inputs[0], between)
     if not any(one.op in OPERATORS for one in layers):
         if not inputs and not any(map(trace.has_weights, layers)):  # only one such as MaxPool
             inputs, _, between = trace.find_sources(X, only_weighted=True)
