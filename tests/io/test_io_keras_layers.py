@@ -163,8 +163,9 @@ def test_two_directions(tmp_path: Any) -> None:
 def test_a_backward_layer_of_its_own_is_like_the_forward_one(tmp_path: Any) -> None:
     start = "bidirectional_1/bidirectional_1"
     cells = {f"{start}/backward_lstm_1": arrays(I, 1), f"{start}/forward_lstm_1": arrays(I, 0)}
-    for activation, alike in (("tanh", True), ("relu", False)):
-        backward = layer("back", go_backwards=True, activation=activation)
+    differing = ({"activation": "relu"}, {"use_bias": False}, {"units": H + 1})
+    for options, alike in (({}, True), *((one, False) for one in differing)):
+        backward = layer("back", go_backwards=True, **options)
         config = {
             "name": "bidirectional_1",
             "merge_mode": "sum",

@@ -476,6 +476,13 @@ def test_matrices_of_documents_there_and_back(form, bias):
     np.testing.assert_array_equal(found(x)[0], lstm(x)[0])
 
 
+@pytest.mark.parametrize("form", ["joined", "parted"])
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}])
+def test_matrices_of_documents_are_those_of_one_cell(form, options):
+    with pytest.raises(ArgumentError, match="has more than one layer and direction"):
+        io.to_mapping(xplstm.LSTM(I, H, rng=5, **options), form)
+
+
 def test_cells_that_do_not_stack_are_refused():
     cells = {
         name: io.to_mapping(xplstm.LSTM(i, h, rng=1), "flax") for name, i, h in (("a", 3, 5), ("b", 5, 6))

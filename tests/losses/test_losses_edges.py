@@ -101,6 +101,12 @@ def test_any_class_but_the_blank_is_a_label():
     assert float(first) == float(last) == pytest.approx(-math.log(3 / 9))
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 1, 1), (3, 1), (1, 1)])
+def test_ctc_needs_labels_of_every_entry(shape):
+    with pytest.raises(xplstm.ShapeError, match=r"targets has shape .*expected \(B, U\) with B=2"):
+        losses.ctc(np.zeros((4, 2, 3)), np.ones(shape, dtype=int))
+
+
 def test_ctc_needs_a_step_but_no_entry():
     with pytest.raises(xplstm.ShapeError, match="T at least 1"):
         losses.ctc(np.zeros((0, 1, 2)), np.asarray([[1]]))

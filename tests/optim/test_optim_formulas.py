@@ -63,6 +63,11 @@ def test_the_state_counts_the_averages_that_exist():
     assert "1 parameters" in adam.summary()
 
 
+def test_a_cosine_from_its_floor_stays_there():
+    lr = optim.warmup_cosine(0.5, warmup=0, total=4, floor=0.5)
+    assert [lr(step) for step in range(6)] == [0.5] * 6
+
+
 def test_one_cycle_falls_along_half_a_cosine():
     ours = optim.one_cycle(1.0, 11, rise=0.4)
     start, floor = 1 / 25, 1 / 25 / 10_000
