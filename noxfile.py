@@ -260,7 +260,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(tags=["mutations"])
 def mutations(session: nox.Session) -> None:
     """Change the package in one place at a time and count what its tests do not see; options after ``--``."""
-    install(session, ".[test,io]", "coverage", *pinned("torch"))
+    install(session, ".[test,io]", "coverage", *pinned("keras", "torch"))
     session.run("python", "-m", "tests.mutations", *session.posargs)
 
 
