@@ -152,6 +152,25 @@ def test_a_missing_unit_keeps_infinity_out_of_the_others() -> None:
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("entries", [1, 5, 100])
+@pytest.mark.parametrize("name", ["gru", "reset"])
+def test_an_infinite_input_saturates_the_gates(name: str, entries: int, dtype: str) -> None:
+    """n reads the product of h alone, and infinity times absent weights is not NaN."""
+    gru = NETWORKS[name](I, 21, dtype=dtype, rng=0)
+    x = np.ones((T, entries, I), gru.params["weight_ih_l0"].dtype)
+    x[1, 0, 2] = np.inf
+    found = []
+    for kernel in ("native", "reference"):
+        with xplstm.use_kernel(kernel), np.errstate(all="ignore"):
+            y, h_n, pullback = gru.vjp(x)
+            np.testing.assert_array_equal(gru(x)[0], y)
+            found.append([np.asarray(a, "float64") for a in (y, h_n, *pullback(y, h_n)[:2])])
+    assert all(np.isfinite(a).all() for a in found[1])
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-5 if dtype.endswith(("32", "64")) else 0.05)
+
+
 def test_explain_says_which_networks_it_runs() -> None:
     x = np.ones((T, B, I), dtype="float32")
     assert xplstm.GRU(I, 6).explain(x).kernels == xplstm.RNN(I, 7).explain(x).kernels == ("native",)

@@ -86,8 +86,8 @@ class Pointwise(NamedTuple):
     hold_c: float = 0.0
     kind: Literal["lstm", "gru", "elman", "reset"] = "lstm"
     """The equations of the step. "gru" and "reset" are GRUs, whose h is also c; with "reset", the reset gate
-    scales h before the product. "elman" is an RNN, whose four gates are the quarters of its units; see
-    `Cell.in_four_blocks`."""
+    scales h before the product. Their gates are the contribution of x to n, r, z, and the contribution of
+    h to n. "elman" is an RNN, whose four gates are the quarters of its units; see `Cell.in_four_blocks`."""
 
 
 class Masks(NamedTuple):
@@ -101,7 +101,10 @@ class Masks(NamedTuple):
 
 
 class FourBlocks(NamedTuple):
-    """The parameters of one layer and direction, arranged as four gates with one block of rows each."""
+    """The parameters of one layer and direction, arranged as four gates with one block of rows each.
+
+    A matrix has no rows for a gate to which it does not contribute; the biases have four blocks.
+    """
 
     lstm: LSTMParams
     bias_hr: Array | None = None

@@ -75,18 +75,16 @@ GATED_STEP = Pointwise(
 RESET_STEP = GATED_STEP._replace(kind="reset")
 
 
-def _split(a: Any, empty: int) -> Any:
-    """Return three blocks of H rows as four blocks, with zeros in block `empty`."""
+def _n_first(a: Any) -> Any:
+    """Return the blocks r, z, n in the order n, r, z."""
     H = a.shape[0] // 3
-    blocks = np.zeros((4 * H, *a.shape[1:]), a.dtype)
-    blocks[: empty * H], blocks[(empty + 1) * H :] = a[: empty * H], a[empty * H :]
-    return blocks
+    return np.concatenate([a[2 * H :], a[: 2 * H]])
 
 
-def _join_blocks(a: Any, empty: int) -> Any:
-    """Return four blocks of H rows without block `empty`."""
-    H = a.shape[0] // 4
-    return np.concatenate([a[: empty * H], a[(empty + 1) * H :]])
+def _n_last(a: Any) -> Any:
+    """Return the blocks n, r, z in the order r, z, n."""
+    H = a.shape[0] // 3
+    return np.concatenate([a[H:], a[:H]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,26 +105,31 @@ class GRUCell(Cell):
         return GATED_STEP if self.reset_after else RESET_STEP
 
     def in_four_blocks(self, p: GRUParams) -> FourBlocks:
-        """Return the blocks r, z, n for x and n for h; without reset_after, W_hn becomes the projection."""
-        ih, hh, bias_ih, bias_hh = p
-        if not self.reset_after:
-            H = hh.shape[1]
-            gates = _split(_split(hh, 2)[: 3 * H], 3)
-            biases = (None, None) if bias_ih is None else (_split(bias_ih, 3), _split(bias_hh, 3))
-            return FourBlocks(LSTMParams(_split(ih, 3), gates, biases[0], biases[1], hh[2 * H :, :]))
-        bias = (_split(bias_ih, 3), _split(bias_hh, 2)) if bias_ih is not None else (None, None)
-        return FourBlocks(LSTMParams(_split(ih, 3), _split(hh, 2), *bias))
+        """Return the blocks n for x, r, z, n for h; without reset_after, W_hn becomes the projection."""
+        ih, hh, *biases = p
+        four = LSTMParams(_n_first(ih), hh, *self._biases(*biases))
+        if self.reset_after:
+            return FourBlocks(four)
+        H = hh.shape[1]
+        return FourBlocks(four._replace(weight_hh=hh[: 2 * H, :], weight_hr=hh[2 * H :, :]))
+
+    def _biases(self, ih: Any, hh: Any) -> tuple[Any, Any]:
+        """Return the biases in four blocks; without reset_after, that of W_hn is added to n for x."""
+        if ih is None:
+            return None, None
+        zeros = np.zeros(ih.shape[0] // 3, ih.dtype)
+        order = (zeros, hh) if self.reset_after else (_n_first(hh), zeros)
+        return np.concatenate([_n_first(ih), zeros]), np.concatenate(order)
 
     def from_four_blocks(self, gradients: FourBlocks) -> GRUParams:
-        """Select the blocks that `in_four_blocks` filled."""
+        """Select the rows of the parameters."""
         ih, hh, bias_ih, bias_hh, hr = gradients.lstm[:5]
-        if hr is not None:
-            H = hr.shape[0]
-            recurrent: Any = np.concatenate([hh[: 2 * H, :], hr])
-            rows = [None if a is None else a[: 3 * H] for a in (bias_ih, bias_hh)]
-            return GRUParams(ih[: 3 * H, :], recurrent, rows[0], rows[1])
-        bias = (_join_blocks(bias_ih, 3), _join_blocks(bias_hh, 2)) if bias_ih is not None else (None, None)
-        return GRUParams(_join_blocks(ih, 3), _join_blocks(hh, 2), *bias)
+        recurrent: Any = hh if hr is None else np.concatenate([hh, hr])
+        if bias_ih is None or bias_hh is None:
+            return GRUParams(_n_last(ih), recurrent)
+        H = hh.shape[1]
+        after = bias_hh[H:] if self.reset_after else _n_last(bias_hh[: 3 * H])
+        return GRUParams(_n_last(ih), recurrent, _n_last(bias_ih[: 3 * H]), after)
 
     def project_input(self, x: Array, p: GRUParams) -> Array:
         """Return ``W_ih x + b_ih``."""

@@ -169,7 +169,7 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
     arrays: list[Any] = [
         tuple(None if a is None else _convert_storage(a) for a in (*p.lstm, p.bias_hr)) for p in blocks
     ]
-    threads, elman, hr = _threads.count(THREADS), _kind(problem) == "elman", blocks[0].lstm.weight_hr
+    threads, hr = _threads.count(THREADS), blocks[0].lstm.weight_hr
     half = problem.dtype in HALVES
     products = PRODUCTS.index((problem.dtype if half else problem.weights, problem.activations))
     start = (
@@ -177,7 +177,7 @@ def prepare(problem: Problem, params: tuple[Params, ...]) -> Packed:
         "float32" if half else problem.dtype,
         products,
         problem.I,
-        _quarter(problem) if elman else problem.H,
+        _gate_units(problem),
         0 if hr is None else problem.output_size,
         _allocate,
         threads,
@@ -308,6 +308,11 @@ def _sizes(problem: Problem) -> Sizes:
 def _in_place_of_c(problem: Problem, h: np.ndarray) -> np.ndarray:
     """Return the array that replaces c for a cell without c: h for a GRU, zeros for an RNN."""
     return h if _kind(problem) in GATED else np.zeros((*h.shape[:2], _quarter(problem)), h.dtype)
+
+
+def _gate_units(problem: Problem) -> int:
+    """Return the number of units of one gate in the C code."""
+    return _quarter(problem) if _kind(problem) == "elman" else problem.H
 
 
 def _quarter(problem: Problem) -> int:
@@ -450,9 +455,10 @@ def backward(
     carried = dc_0 if dc_0.shape[-1] else np.zeros_like(_in_place_of_c(problem, dh_0))
     weights = tuple(tuple(None if a is None else _align(_widen(a)) for a in p) for p in packed.weights)
     shapes = problem.cell.shapes(_sizes(problem))
-    # The C code computes the gradients of the four blocks.
+    # The C code computes the gradients of the parameters in four blocks.
     ih, hh = (a.shape for a in packed.weights[0][:2])
-    shapes = shapes | {"weight_ih": ih, "weight_hh": hh} | ({"bias_ih": ih[:1]} if problem.bias else {})
+    shapes = shapes | {"weight_ih": ih, "weight_hh": hh}
+    shapes |= {"bias_ih": (4 * _gate_units(problem),)} if problem.bias else {}
     shapes |= {} if packed.weights[0][2] is None else {"weight_hr": packed.weights[0][2].shape}
     names = [name for name in (*LSTMParams._fields, "bias_hr") if name != "bias_hh"]
     gradients = tuple(

@@ -11,18 +11,19 @@ static Size NAME(state_width)(const Packed *p)
 static void NAME(place_backward)(Backward *f, int direction, Arena *arena)
 {
     const Packed *p = f->packed[direction];
-    Size gates = 4 * p->H, projection = p->projected ? NAME(outputs)(p->M) * PANEL * p->P : 0;
-    f->hh[direction] = take(arena, sizeof(REAL) * (size_t)(NAME(outputs)(p->P) * PANEL * gates));
-    f->ih[direction] = take(arena, sizeof(REAL) * (size_t)(NAME(outputs)(p->I) * PANEL * gates));
+    Size projection = p->projected ? NAME(outputs)(p->M) * PANEL * p->P : 0;
+    f->hh[direction] = take(arena, sizeof(REAL) * (size_t)(NAME(outputs)(p->P) * PANEL * p->h.count * p->H));
+    f->ih[direction] = take(arena, sizeof(REAL) * (size_t)(NAME(outputs)(p->I) * PANEL * p->x.count * p->H));
     f->hr[direction] = take(arena, sizeof(REAL) * (size_t)projection);
 }
 
 static void NAME(pack_backward)(const Backward *f, int direction, int member, int members)
 {
     const Packed *p = f->packed[direction];
-    NAME(pack_columns)(f->weight_hh[direction], 4 * p->H, p->P, member, members, f->hh[direction]);
+    NAME(pack_columns)(f->weight_hh[direction], p->h.count * p->H, p->P, member, members, f->hh[direction]);
     if (f->dx)
-        NAME(pack_columns)(f->weight_ih[direction], 4 * p->H, p->I, member, members, f->ih[direction]);
+        NAME(pack_columns)(f->weight_ih[direction], p->x.count * p->H, p->I, member, members,
+                           f->ih[direction]);
     if (p->projected)
         NAME(pack_columns)(f->weight_hr[direction], p->P, p->M, member, members, f->hr[direction]);
 }
@@ -208,7 +209,7 @@ static void NAME(back_inputs)(const Back *w, Size at, Size row)
     }
 }
 
-/* Compute dz of this thread's panels, and convert it from the layout of panels to the order i, f, g, o. */
+/* Compute dz of this thread's panels, and convert it from the layout of panels to blocks of units. */
 INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int composed)
 {
     const Backward *f = w->f;
@@ -271,7 +272,7 @@ INLINE void NAME(backward_panels)(const Back *w, Size t, Size from, Size n, int 
         }
         if (normal)
             NAME(back_inputs)(w, at, row);
-        w->dz_rows[from + k] = (const REAL *)w->rows->dzh + row * 4 * H;
+        w->dz_rows[from + k] = (const REAL *)w->rows->dzh + (row * 4 + p->h.first) * H;
     }
 }
 
@@ -311,7 +312,7 @@ INLINE void NAME(add_recurrent)(const Back *w, Size b, const REAL *product, Size
 /* Compute the gradient with respect to the previous h, dz W_hh, for this thread's outputs. */
 static void NAME(recur)(const Back *w, Size n)
 {
-    Size K = 4 * w->p->H;
+    Size K = w->p->h.count * w->p->H;
     const REAL *hh = w->f->hh[w->direction];
     int plain = !w->f->noise[w->direction].dropped && w->p->pointwise.hold_h == 0;
     if (n == 1 && !plain) {
@@ -430,11 +431,12 @@ static size_t NAME(backward_scratch)(const Backward *f)
 static void NAME(input_gradient)(const Backward *f, int direction, Size from, Size end, const Products *w)
 {
     const Rows *rows = &f->rows[direction];
-    Size K = 4 * f->packed[direction]->H, I = f->packed[direction]->I;
+    const Packed *p = f->packed[direction];
+    Size K = p->x.count * p->H, I = p->I;
     while (from < end) {
         Size some = end - from < NAME(CHUNK) ? end - from : NAME(CHUNK);
         for (Size k = 0; k < some; k++)
-            w->at[k] = (const REAL *)rows->dzx + (from + k) * K;
+            w->at[k] = (const REAL *)rows->dzx + (from + k) * 4 * p->H;
         for (Size output = 0; output < NAME(outputs)(I); output++) {
             Size width = I - output * PANEL < PANEL ? I - output * PANEL : PANEL;
             NAME(product)(w->at, some, K, (const REAL *)f->ih[direction] + output * K * PANEL, w->products,
@@ -457,8 +459,9 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
     const Packed *p = f->packed[direction];
     const Rows *rows = &f->rows[direction];
     const Gradient *gradient = &f->gradient[direction];
-    Size K = 4 * p->H, I = p->I, count = rows->count;
-    Size first = share(K, member, members), last = share(K, member + 1, members);
+    Size H = p->H, K = 4 * H, count = rows->count;
+    Size filled = (p->h.first + p->h.count > p->x.count ? p->h.first + p->h.count : p->x.count) * H;
+    Size first = share(filled, member, members), last = share(filled, member + 1, members);
     Products w;
     NAME(carve_products)(&w, p, count, memory);
     __builtin_memset(w.zeros, 0, (size_t)p->P * sizeof(REAL));
@@ -472,7 +475,8 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
                     : last_t == f->T ? (const REAL *)f->h_0 + (direction * f->B + b) * p->P
                                      : (const REAL *)f->kept[direction].hidden + (last_t * f->B + b) * p->P;
     }
-    Sum sums[] = {{at, I, gradient->ih}, {before, p->P, gradient->hh}};
+    Sum sums[] = {{at, p->I, p->x.first * H, (p->x.first + p->x.count) * H, gradient->ih},
+                  {before, p->P, p->h.first * H, (p->h.first + p->h.count) * H, gradient->hh}};
     if (p->pointwise.normal) {
         Size panels = NAME(panels)(p->H);
         NAME(sum_products)(dz, K, first, last, count, sums, 1, NULL, &w.sums);
@@ -487,7 +491,7 @@ static void NAME(accumulate)(const Backward *f, int direction, int member, int m
     if (p->projected) {
         for (Size n = 0; n < count; n++)
             at[n] = (const REAL *)rows->m + n * p->M;
-        Sum projection = {at, p->M, gradient->hr};
+        Sum projection = {at, p->M, 0, p->P, gradient->hr};
         NAME(sum_products)(rows->dh, p->P, share(p->P, member, members), share(p->P, member + 1, members),
                            count, &projection, 1, gradient->bias_hr, &w.sums);
     }

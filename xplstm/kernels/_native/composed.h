@@ -141,8 +141,8 @@ INLINE void NAME(gated_gates)(const REAL *z, Size z_step, Size rows, Size width,
                               Size unit)
 {
     for (Size k = 0; k < rows; k++, z += z_step) {
-        V r = NAME(sigmoid)(load(z)), u = NAME(sigmoid)(load(z + LANES)), last = load(z + 3 * LANES);
-        V n = NAME(tanh)(fma(r, last, load(z + 2 * LANES)));
+        V r = NAME(sigmoid)(load(z + LANES)), u = NAME(sigmoid)(load(z + 2 * LANES));
+        V last = load(z + 3 * LANES), n = NAME(tanh)(fma(r, last, load(z)));
         V h = fma(u, load(c[k] + unit), fnma(u, n, n));
         store(c_new[k] + unit, h);
         if (kept) {
@@ -163,10 +163,10 @@ INLINE void NAME(gated_backward)(const REAL *kept, V h_before, V dh, REAL *dc, V
 {
     V r = load(kept), u = load(kept + LANES), n = load(kept + 2 * LANES), last = load(kept + 3 * LANES);
     V total = dh + load(dc), one = all(1);
-    dz[1] = total * (h_before - n) * fnma(u, u, u);
-    dz[2] = total * (one - u) * fnma(n, n, one);
-    dz[3] = dz[2] * r;
-    dz[0] = dz[2] * last * fnma(r, r, r);
+    dz[2] = total * (h_before - n) * fnma(u, u, u);
+    dz[0] = total * (one - u) * fnma(n, n, one);
+    dz[3] = dz[0] * r;
+    dz[1] = dz[0] * last * fnma(r, r, r);
     store(dc, total * u);
 }
 
@@ -177,10 +177,10 @@ INLINE void NAME(reset_gates)(const REAL *z, Size z_step, Size rows, const REAL 
 {
     for (Size k = 0; k < rows; k++, z += z_step) {
         REAL *to = kept[k] + 4 * unit;
-        V r = NAME(sigmoid)(load(z));
+        V r = NAME(sigmoid)(load(z + LANES));
         store(to, r);
-        store(to + LANES, NAME(sigmoid)(load(z + LANES)));
-        store(to + 2 * LANES, load(z + 2 * LANES));
+        store(to + LANES, NAME(sigmoid)(load(z + 2 * LANES)));
+        store(to + 2 * LANES, load(z));
         store(out[k] + unit, r * load(h[k] + unit));
     }
 }
@@ -209,9 +209,9 @@ INLINE V NAME(reset_blend_back)(const REAL *kept, V dh, REAL *dc)
 INLINE V NAME(reset_backward)(const REAL *kept, V h_before, V dm, REAL *dc, V dz[4])
 {
     V r = load(kept), u = load(kept + LANES), n = load(kept + 2 * LANES), total = load(dc), one = all(1);
-    dz[0] = dm * h_before * fnma(r, r, r);
-    dz[1] = total * (h_before - n) * fnma(u, u, u);
-    dz[2] = total * (one - u) * fnma(n, n, one);
+    dz[0] = total * (one - u) * fnma(n, n, one);
+    dz[1] = dm * h_before * fnma(r, r, r);
+    dz[2] = total * (h_before - n) * fnma(u, u, u);
     dz[3] = all(0);
     store(dc, fma(dm, r, total * u));
     return r * h_before;

@@ -42,6 +42,9 @@ typedef struct Walk {
     const Forward *f;
     const Packed *p;
     int direction, reverse, member;
+    const NAME(Storage) * with_x, *with_h; /* products with W_ih and W_hh */
+    int in_place;         /* whether W_hh h is added where W_ih x is: W_hh does not fill all blocks */
+    Size h_at;            /* the first vector of a panel that the product with W_hh writes */
     Size panel, panels;   /* this thread's panels of units */
     Size output, outputs; /* this thread's outputs of the projection */
     Size *own, owned;     /* this thread's batch entries */
@@ -75,10 +78,10 @@ static Size NAME(normal_rows)(const Forward *f)
 static Size NAME(hoisted_rows)(const Forward *f)
 {
     const Packed *p = f->packed[0];
-    const NAME(Storage) *products = NAME(storage_of)(p);
     Size rows = f->by_rows ? (f->B + f->team - 1) / f->team : f->B;
     Size panels = NAME(panels)(p->H), mine = f->by_rows ? panels : (panels + f->team - 1) / f->team;
-    Size weights = mine * (Size)(products->panel_bytes(p->I) + products->panel_bytes(p->P));
+    size_t panel = NAME(gates_of)(p, p->x)->panel_bytes(p->I) + NAME(gates_of)(p, p->h)->panel_bytes(p->P);
+    Size weights = mine * (Size)panel;
     if (rows == 0 || rows >= NAME(CHUNK) || f->T == 1 || (rows >= 4 * ROWS && weights <= f->cache / 2))
         return 0;
     Size fitting = f->cache / 2 / (Size)sizeof(REAL) / (mine * PANEL);
@@ -147,6 +150,10 @@ static void NAME(open_walk)(Walk *w, const Forward *f, int direction, int member
 {
     const Packed *p = f->packed[direction];
     *w = (Walk){.f = f, .p = p, .direction = direction, .reverse = f->reverse[direction], .member = member};
+    w->with_x = NAME(gates_of)(p, p->x);
+    w->with_h = NAME(gates_of)(p, p->h);
+    w->in_place = p->h.count < 4;
+    w->h_at = NAME(first_of)(w->with_h, p->h) * LANES;
     w->panels = NAME(panels)(p->H);
     w->outputs = p->projected ? NAME(outputs)(p->P) : 0;
     w->hoisted_rows = NAME(hoisted_rows)(f);
@@ -231,10 +238,20 @@ static void NAME(normalise_input)(const Walk *w, REAL *zx, Size at)
                     NAME(scale_at)(w, at, 0), zx);
 }
 
+/* Write the bias, or zero, to the fourth block of z of a GRU, which W_ih does not fill: the product of h is
+   added to it. */
+INLINE void NAME(start_last)(const Packed *p, Size panel, Size rows, REAL *z, Size z_step)
+{
+    if (p->pointwise.kind != GRU_STEP)
+        return;
+    V bias = p->biased ? load((const REAL *)p->bias + panel * PANEL + 3 * LANES) : all(0);
+    for (Size k = 0; k < rows; k++)
+        store(z + k * z_step + 3 * LANES, bias);
+}
+
 /* Compute W_ih x + b of several steps, for this thread's rows and panels: (rows, panels). */
 static void NAME(hoist)(Walk *w, Size from, Size to)
 {
-    const NAME(Storage) *products = NAME(storage_of)(w->p);
     int normal = w->p->pointwise.normal;
     Size n = 0, mine = w->panels - w->panel, I = w->p->I;
     for (Size s = from; s < to; s++) {
@@ -248,10 +265,12 @@ static void NAME(hoist)(Walk *w, Size from, Size to)
     w->row_step = by_panels ? PANEL : mine * PANEL;
     w->panel_step = by_panels ? n * PANEL : PANEL;
     const REAL *const *rows = NAME(enter)(w, w->x_rows, n, I, 0);
-    for (Size panel = w->panel; panel < w->panels; panel++)
-        products->product(rows, n, I, NAME(panel_at)(w->p, w->p->ih, I, panel),
-                          w->hoisted + (panel - w->panel) * w->panel_step, w->row_step, NULL, 0,
-                          w->p->biased && !normal ? (const REAL *)w->p->bias + panel * PANEL : NULL);
+    for (Size panel = w->panel; panel < w->panels; panel++) {
+        REAL *z = w->hoisted + (panel - w->panel) * w->panel_step;
+        w->with_x->product(rows, n, I, NAME(panel_at)(w->with_x, w->p->ih, I, panel), z, w->row_step, NULL, 0,
+                           w->p->biased && !normal ? (const REAL *)w->p->bias + panel * PANEL : NULL);
+        NAME(start_last)(w->p, panel, n, z, w->row_step);
+    }
 }
 
 /* Apply recurrent dropout to the numbers of h from `first` to `last`. */
@@ -336,7 +355,7 @@ static void NAME(project)(Walk *w, Size t, Size n)
         const REAL *const *rows = NAME(enter)(w, w->m_rows + from, some, M, 1);
         for (Size output = w->output; output < w->outputs; output++) {
             Size width = P - output * PANEL < PANEL ? P - output * PANEL : PANEL;
-            products->product(rows, some, M, NAME(panel_at)(p, p->hr, M, output), w->z, PANEL, NULL, 0,
+            products->product(rows, some, M, NAME(panel_at)(products, p->hr, M, output), w->z, PANEL, NULL, 0,
                               p->output_biased ? (const REAL *)p->bias_hr + output * PANEL : NULL);
             for (Size k = 0; k < some; k++) {
                 size_t bytes = (size_t)width * sizeof(REAL);
@@ -358,42 +377,44 @@ static Size NAME(step_width)(const Packed *p, Size unit)
 }
 
 /* Compute the gates of this thread's panels for one batch entry. */
-static void NAME(gates_of_one)(const Walk *w)
+static void NAME(gates_of_one)(const Walk *w, REAL *z)
 {
     const Packed *p = w->p;
     REAL *const *copy = w->f->keep && !p->projected ? w->copy : NULL;
     REAL *const *kept = NAME(keeps)(w) ? w->kept : NULL;
-    REAL *z = w->z;
     if (p->pointwise.composed) {
         for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
             NAME(composed_gates)(p, z, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_rows, w->c_new,
                                  w->out, copy, kept, &w->hold, panel * LANES);
         return;
     }
+    const REAL *finished = z;
     for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
         NAME(gates)(z, PANEL, 1, w->c_rows, w->c_new, kept, panel * LANES);
-    z = w->z;
-    for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
-        NAME(outputs_of_cells)(z, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_new, w->out, copy,
+    for (Size panel = w->panel; panel < w->panels; panel++, finished += PANEL)
+        NAME(outputs_of_cells)(finished, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_new, w->out, copy,
                                panel * LANES);
 }
 
 /* Run one step of one batch entry: the products of this thread's panels, then their gates. */
-static void NAME(step_one)(Walk *w, const REAL *hoisted, const REAL *x)
+static void NAME(step_one)(Walk *w, REAL *hoisted, const REAL *x)
 {
     const Packed *p = w->p;
-    const NAME(Storage) *products = NAME(storage_of)(p);
     Size mine = w->panels - w->panel;
     int single = !hoisted;
     if (single) {
-        products->row_product(*NAME(enter)(w, &x, 1, p->I, 0), p->I, NAME(panel_at)(p, p->ih, p->I, w->panel),
-                              mine, single, w->z, NULL,
-                              p->biased ? (const REAL *)p->bias + w->panel * PANEL : NULL);
+        w->with_x->row_product(*NAME(enter)(w, &x, 1, p->I, 0), p->I,
+                               NAME(panel_at)(w->with_x, p->ih, p->I, w->panel), mine, single, w->z, NULL,
+                               p->biased ? (const REAL *)p->bias + w->panel * PANEL : NULL);
+        for (Size panel = 0; panel < mine; panel++)
+            NAME(start_last)(p, w->panel + panel, 1, w->z + panel * PANEL, PANEL);
         hoisted = w->z;
     }
-    products->row_product(*NAME(enter)(w, w->h_rows, 1, p->P, 1), p->P,
-                          NAME(panel_at)(p, p->hh, p->P, w->panel), mine, single, w->z, hoisted, NULL);
-    NAME(gates_of_one)(w);
+    REAL *z = w->in_place ? hoisted : w->z;
+    w->with_h->row_product(*NAME(enter)(w, w->h_rows, 1, p->P, 1), p->P,
+                           NAME(panel_at)(w->with_h, p->hh, p->P, w->panel), mine, single, z + w->h_at,
+                           hoisted + w->h_at, NULL);
+    NAME(gates_of_one)(w, z);
 }
 
 /* Return the inputs of zoneout for the batch entries from k on. */
@@ -405,39 +426,43 @@ static Hold NAME(hold_from)(const Walk *w, Size k)
 
 /* Run one step of many batch entries, panel by panel: compute the gates while z of the panel is in the L1
    cache. */
-static void NAME(step_batch)(Walk *w, Size n, const REAL *hoisted)
+static void NAME(step_batch)(Walk *w, Size n, REAL *hoisted)
 {
     const Packed *p = w->p;
     const Forward *f = w->f;
-    const NAME(Storage) *products = NAME(storage_of)(p);
     Size chunks = (n + NAME(CHUNK) - 1) / NAME(CHUNK);
     for (Size chunk = 0; chunk < chunks; chunk++) {
         Size from = n * chunk / chunks, rows = n * (chunk + 1) / chunks - from;
         const REAL *const *x = hoisted ? NULL : NAME(enter)(w, w->x_rows + from, rows, p->I, 0);
         const REAL *const *h = NAME(enter)(w, w->h_rows + from, rows, p->P, 1);
         for (Size panel = w->panel; panel < w->panels; panel++) {
-            Size unit = panel * LANES, u_step = PANEL;
-            const REAL *u = w->z;
+            Size unit = panel * LANES, u_step = PANEL, z_step = PANEL;
+            REAL *u = w->z, *z = w->z;
             if (hoisted) {
                 u = hoisted + from * w->row_step + (panel - w->panel) * w->panel_step;
                 u_step = w->row_step;
             } else {
-                products->product(x, rows, p->I, NAME(panel_at)(p, p->ih, p->I, panel), w->z, PANEL, NULL, 0,
-                                  p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
+                w->with_x->product(x, rows, p->I, NAME(panel_at)(w->with_x, p->ih, p->I, panel), w->z, PANEL,
+                                   NULL, 0, p->biased ? (const REAL *)p->bias + panel * PANEL : NULL);
+                NAME(start_last)(p, panel, rows, w->z, PANEL);
             }
-            products->product(h, rows, p->P, NAME(panel_at)(p, p->hh, p->P, panel), w->z, PANEL, u, u_step,
-                              NULL);
+            if (w->in_place) {
+                z = u;
+                z_step = u_step;
+            }
+            w->with_h->product(h, rows, p->P, NAME(panel_at)(w->with_h, p->hh, p->P, panel), z + w->h_at,
+                               z_step, u + w->h_at, u_step, NULL);
             Size width = NAME(step_width)(p, unit);
             REAL *const *copy = f->keep && !p->projected ? w->copy + from : NULL;
             REAL *const *kept = NAME(keeps)(w) ? w->kept + from : NULL;
             Hold hold = NAME(hold_from)(w, from);
             if (p->pointwise.composed) {
-                NAME(composed_gates)(p, w->z, PANEL, rows, width, w->c_rows + from, w->c_new + from,
+                NAME(composed_gates)(p, z, z_step, rows, width, w->c_rows + from, w->c_new + from,
                                      w->out + from, copy, kept, &hold, unit);
                 continue;
             }
-            NAME(gates)(w->z, PANEL, rows, w->c_rows + from, w->c_new + from, kept, unit);
-            NAME(outputs_of_cells)(w->z, PANEL, rows, width, w->c_new + from, w->out + from, copy, unit);
+            NAME(gates)(z, z_step, rows, w->c_rows + from, w->c_new + from, kept, unit);
+            NAME(outputs_of_cells)(z, z_step, rows, width, w->c_new + from, w->out + from, copy, unit);
         }
     }
 }
@@ -447,13 +472,13 @@ static void NAME(multiply)(const Walk *w, const REAL *const *rows, Size count, S
                            REAL *out)
 {
     const NAME(Storage) *products = NAME(storage_of)(w->p);
-    const void *first = NAME(panel_at)(w->p, weights, K, 0);
+    const void *first = NAME(panel_at)(products, weights, K, 0);
     if (count == 1) {
         products->row_product(rows[0], K, first, w->panels, 0, out, NULL, NULL);
         return;
     }
     for (Size panel = 0; panel < w->panels; panel++)
-        products->product(rows, count, K, NAME(panel_at)(w->p, weights, K, panel), out + panel * PANEL,
+        products->product(rows, count, K, NAME(panel_at)(products, weights, K, panel), out + panel * PANEL,
                           w->panels * PANEL, NULL, 0, NULL);
 }
 

@@ -120,7 +120,7 @@ static Size outputs_of(const Packed *p) { return (p->P + 4 * p->engine->lanes - 
 /* Return whether reading weights costs more than a barrier per step and than uneven shares. */
 static int prefer_panels(const Packed *p, Size panels, int team, Size B)
 {
-    Size bytes = 4 * p->H * p->P * (Size)p->engine->stored[p->storage],
+    Size bytes = h_work(p) * (Size)p->engine->stored[p->storage],
          uneven = (panels + team - 1) / team * team - panels;
     return !p->projected && bytes >= l2_cache() && B / team * UNITS_A_ROW <= p->H && uneven * EVEN <= panels;
 }
@@ -175,7 +175,7 @@ int run_forward(Forward *f, int threads)
 {
     const Packed *p = f->packed[0];
     Crew crew;
-    Size work = f->B * 4 * p->H * (p->P + p->I);
+    Size work = f->B * (x_work(p) + h_work(p));
     if (f->T * work * f->directions < WORTH_THREADS && pin() == AUTOMATIC)
         threads = 1;
     f->cache = l2_cache();
@@ -329,7 +329,7 @@ static size_t place_backward(Backward *f, Size steps, char *memory)
 static Size step_back_work(const Backward *f)
 {
     const Packed *p = f->packed[0];
-    return f->B * 4 * p->H * p->P;
+    return f->B * h_work(p);
 }
 
 /* Choose the numbers of threads for the recurrence and for the products over its rows. Return whether both
@@ -345,7 +345,7 @@ static int share_out(Backward *f, int threads)
     int together = f->directions == 1 || threads >= 2;
     /* Wake threads that slept during the recurrence only for enough work. */
     int awake = together && f->team * f->directions > 1;
-    f->threads = awake || f->T * f->B * 4 * p->H * (p->P + 2 * p->I) >= WORTH_WAKING ? threads : 1;
+    f->threads = awake || f->T * f->B * (h_work(p) + 2 * x_work(p)) >= WORTH_WAKING ? threads : 1;
     return together;
 }
 
@@ -376,7 +376,7 @@ int run_backward(Backward *f, int threads)
 {
     const Packed *p = f->packed[0];
     Crew crew;
-    Size work = f->T * f->B * 4 * p->H * 2 * (p->P + p->I) * f->directions;
+    Size work = f->T * f->B * 2 * (x_work(p) + h_work(p)) * f->directions;
     threads = acquire_crew(&crew, work < WORTH_THREADS && pin() == AUTOMATIC ? 1 : threads);
     int together = share_out(f, threads);
     Size steps = BLOCK_ROWS / (f->B ? f->B : 1);

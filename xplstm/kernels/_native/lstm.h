@@ -52,9 +52,10 @@ typedef struct Activation {
 } Activation;
 
 /* Options of the pointwise step; a clip that is off is infinite. In a GRU step, c is h, and the four blocks
-   are r, z, and the contributions of x and of h to n. In a RESET_STEP, r scales h before the product: the
-   fourth block is empty, m is r * h, and the projection is the last block of W_hh. In the step of an RNN, the
-   four blocks are the quarters of the hidden units, c is unused, and `gate` is the nonlinearity. */
+   are the contribution of x to n, r, z, and the contribution of h to n. In a RESET_STEP, r scales h before
+   the product: the fourth block is empty, m is r * h, and the projection is the last block of W_hh. In the
+   step of an RNN, the four blocks are the quarters of the hidden units, c is unused, and `gate` is the
+   nonlinearity. */
 enum { LSTM_STEP, GRU_STEP, ELMAN_STEP, RESET_STEP, STEPS };
 
 typedef struct Pointwise {
@@ -70,6 +71,11 @@ typedef struct Pointwise {
 enum { FULL, BFLOAT16, FLOAT16, INT8, INT8_BOTH, BFLOAT16_BOTH };
 enum { FASTER = BFLOAT16_BOTH - FLOAT16, STORAGES = BFLOAT16_BOTH + FASTER + 1 };
 
+/* The blocks of z that a matrix fills; the matrix has no rows for others. */
+typedef struct Blocks {
+    int first, count;
+} Blocks;
+
 static inline int has_scales(int storage) { return storage == INT8 || storage == INT8_BOTH; }
 
 /* The weights of one direction. A panel has the columns of one register tile: the four gates of one vector of
@@ -79,6 +85,7 @@ typedef struct Packed {
     int storage;
     Size I, H, P; /* P: number of features of h */
     Size M;       /* number of features of m, the input of a projection: H, or for an RNN at most 4H */
+    Blocks x, h;  /* filled by W_ih and by W_hh */
     int projected, biased, output_biased;
     Size units, m_units; /* H and M rounded up to whole vectors */
     void *ih, *hh, *bias, *hr, *ch, *bias_hr, *gain_ih, *gain_hh, *gain_c, *bias_c;
@@ -112,9 +119,9 @@ typedef struct Noise {
 } Noise;
 
 /* Residuals of the forward pass, by direction and step: the gates, or z of a composed step; for a GRU r, z, n
-   and the fourth block, which is unused in a RESET_STEP. Slot T of `cells` is the initial state. `hidden` is
-   the h that the products of the next step read. Layer normalisation adds W_ih x, W_hh h and c', scaled to
-   mean 0 and variance 1, and the scales (T, B, 3). */
+   and the contribution of h to n, which is unused in a RESET_STEP. Slot T of `cells` is the initial state.
+   `hidden` is the h that the products of the next step read. Layer normalisation adds W_ih x, W_hh h and c',
+   scaled to mean 0 and variance 1, and the scales (T, B, 3). */
 typedef struct Kept {
     void *gates, *cells, *hidden, *inputs, *products, *exposed, *scales;
 } Kept;
@@ -146,10 +153,11 @@ typedef struct Gradient {
 typedef struct Rows {
     Size first, last; /* steps */
     Size count;
-    int32_t *t, *b;    /* of each row */
-    int32_t *index;    /* (steps, B): the row, or -1 */
-    void *dz, *dh, *m; /* (count, 4H), (count, P), (count, M); the last two with a projection */
-    void *cell;        /* (count, H): c' before zoneout if peepholes need it, else NULL */
+    int32_t *t, *b; /* of each row */
+    int32_t *index; /* (steps, B): the row, or -1 */
+    void *dz, *dh,
+        *m;     /* (count, 4H) in the order of z, (count, P), (count, M); the last two with a projection */
+    void *cell; /* (count, H): c' before zoneout if peepholes need it, else NULL */
     void *dzx, *dzh; /* gradients with respect to W_ih x and W_hh h: dz itself without layer normalisation */
     void *dseen;     /* (count, H): gradient with respect to the normalised c', for layer normalisation */
 } Rows;
@@ -177,6 +185,10 @@ typedef struct Backward {
     char *scratch;
     size_t scratch_size;
 } Backward;
+
+/* Return the multiply-adds of one batch entry's step with W_ih and with W_hh. */
+static inline Size x_work(const Packed *p) { return p->x.count * p->H * p->I; }
+static inline Size h_work(const Packed *p) { return p->h.count * p->H * p->P; }
 
 static inline size_t lines(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 

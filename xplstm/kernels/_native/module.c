@@ -253,13 +253,12 @@ static int get_directions(Views *v, PyObject *weights, PyObject *gradients, Back
         if (!PyArg_ParseTuple(PyTuple_GetItem(weights, d), "OOO", &ih, &hh, &hr)
             || !PyArg_ParseTuple(PyTuple_GetItem(gradients, d), "OOOOOOOOOO", &dih, &dhh, &dbias, &dhr, &dch,
                                  &gain_ih, &gain_hh, &gain_c, &bias_c, &dbias_hr)
-            || get(v, ih, 4 * p->H * p->I, size, 0, &f->weight_ih[d])
-            || get(v, hh, 4 * p->H * p->P, size, 0, &f->weight_hh[d])
-            || get(v, hr, p->P * p->M, size, 0, &f->weight_hr[d])
-            || get(v, dih, 4 * p->H * p->I, size, 1, &g->ih) || get(v, dhh, 4 * p->H * p->P, size, 1, &g->hh)
-            || get(v, dbias, 4 * p->H, size, 1, &g->bias) || get(v, dhr, p->P * p->M, size, 1, &g->hr)
-            || get(v, dch, 3 * p->H, size, 1, &g->ch) || get(v, dbias_hr, p->P, size, 1, &g->bias_hr)
-            || get(v, gain_ih, 4 * p->H, size, 1, &g->gain_ih)
+            || get(v, ih, x_work(p), size, 0, &f->weight_ih[d])
+            || get(v, hh, h_work(p), size, 0, &f->weight_hh[d])
+            || get(v, hr, p->P * p->M, size, 0, &f->weight_hr[d]) || get(v, dih, x_work(p), size, 1, &g->ih)
+            || get(v, dhh, h_work(p), size, 1, &g->hh) || get(v, dbias, 4 * p->H, size, 1, &g->bias)
+            || get(v, dhr, p->P * p->M, size, 1, &g->hr) || get(v, dch, 3 * p->H, size, 1, &g->ch)
+            || get(v, dbias_hr, p->P, size, 1, &g->bias_hr) || get(v, gain_ih, 4 * p->H, size, 1, &g->gain_ih)
             || get(v, gain_hh, 4 * p->H, size, 1, &g->gain_hh) || get(v, gain_c, p->H, size, 1, &g->gain_c)
             || get(v, bias_c, p->H, size, 1, &g->bias_c))
             return -1;
@@ -368,7 +367,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(14);
+    return PyLong_FromLong(15);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of

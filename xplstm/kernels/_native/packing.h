@@ -67,9 +67,17 @@ static int get_matrix(Views *v, PyObject *given, Size rows, Size columns, size_t
     return PyErr_Occurred() ? -1 : 0;
 }
 
+/* State which blocks of z the matrices of the step fill. */
+static void fill_blocks(Packed *p)
+{
+    int kind = p->pointwise.kind, gated = kind == GRU_STEP || kind == RESET_STEP;
+    p->x = (Blocks){0, gated ? 3 : 4};
+    p->h = gated ? (Blocks){1, kind == GRU_STEP ? 3 : 2} : (Blocks){0, 4};
+}
+
 /* pack(isa, dtype, storage, I, H, proj_size, room, threads, weight_ih, weight_hh, bias_ih, bias_hh,
    weight_hr, weight_ch, gain_ih, gain_hh, gain_c, bias_c, bias_hr, pointwise). For an RNN, H is a quarter of
-   its units, rounded up. */
+   its units, rounded up. The matrices have the blocks of rows that `fill_blocks` states; biases have four. */
 static PyObject *pack(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -119,8 +127,9 @@ static PyObject *pack(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "the reset gate's product has as many outputs as units");
         goto failed;
     }
-    if (get_matrix(&v, ih, 4 * H, I, stored, storage, 1, &w.ih)
-        || get_matrix(&v, hh, 4 * H, p->P, stored, storage, 1, &w.hh)
+    fill_blocks(p);
+    if (get_matrix(&v, ih, p->x.count * H, I, stored, storage, 1, &w.ih)
+        || get_matrix(&v, hh, p->h.count * H, p->P, stored, storage, 1, &w.hh)
         || get(&v, bias_ih, 4 * H, size, 0, &w.bias_ih) || get(&v, bias_hh, 4 * H, size, 0, &w.bias_hh)
         || get_matrix(&v, hr, p->P, p->M, stored, storage, p->projected, &w.hr)
         || get(&v, ch, 3 * H, size, 0, &w.ch) || get(&v, bias_hr, p->P, size, 0, &w.bias_hr)

@@ -2,15 +2,49 @@
    storage of weights. A term is one number of a row, or two numbers that form one word. The includer defines
    TERM, the number of columns of a term; WEIGHT, the type of a term for one lane; NUMBER, the type of a
    weight in its matrix; GET, which loads a vector of LANES weights; DOT, which multiplies and adds; PLACE,
-   the position of a weight in its term; TARGET, the function attribute that DOT needs; and the suffix of the
-   names in STORE. */
+   the position of a weight in its term; TARGET, the function attribute that DOT needs; VECTORS, the number of
+   vectors of weights in a panel; and the suffix of the names in STORE. Products, u and the bias have panels
+   of four vectors for any VECTORS; the arguments begin at the first vector that the weights fill. */
+
+/* Numbers of weights between two terms of a panel. */
+#define PACKED (VECTORS * LANES)
+
+/* Rows of the largest tile. Three rows of four vectors have 12 chains in 16 registers; panels of fewer
+   vectors need more rows. */
+#define HEIGHT (ROWS == 3 ? 12 / VECTORS : ROWS)
+
+/* One row takes WIDE panels at once. */
+enum { STORE(WIDE) = ROWS > 3 || VECTORS < 4 ? 4 : 2 };
 
 #define TERMS(K) (((K) + TERM - 1) / TERM)
 
-static size_t STORE(panel_bytes)(Size K) { return (size_t)(TERMS(K) * PANEL) * sizeof(WEIGHT); }
+static size_t STORE(panel_bytes)(Size K) { return (size_t)(TERMS(K) * PACKED) * sizeof(WEIGHT); }
 
 #define NO_PREFETCH(at) (void)0
 #define PREFETCH(at) __builtin_prefetch(at, 0, 2)
+
+/* Multiply R numbers by the vectors of one term, and add. The fewer of both stay in registers. */
+#if VECTORS == 4
+#define MULTIPLY_ADD(R)                               \
+    V v[R];                                           \
+    EACH (r, R)                                       \
+        v[r] = all(a[r][n * step]);                   \
+    EACH (j, VECTORS) {                               \
+        V column = GET(w, j);                         \
+        EACH (r, R)                                   \
+            sum[r][j] = DOT(v[r], column, sum[r][j]); \
+    }
+#else
+#define MULTIPLY_ADD(R)                               \
+    V column[VECTORS];                                \
+    EACH (j, VECTORS)                                 \
+        column[j] = GET(w, j);                        \
+    EACH (r, R) {                                     \
+        V v = all(a[r][n * step]);                    \
+        EACH (j, VECTORS)                             \
+            sum[r][j] = DOT(v, column[j], sum[r][j]); \
+    }
+#endif
 
 /* A tile: multiply R rows by one panel over k terms of one block, and add u and the bias if they are not
    NULL. Terms of a row are `step` apart. Each vector of weights is loaded once, for all rows. Where tiles are
@@ -23,54 +57,54 @@ static size_t STORE(panel_bytes)(Size K) { return (size_t)(TERMS(K) * PANEL) * s
                  const REAL *u, Size u_step, const REAL *bias, const char *next)                        \
     {                                                                                                   \
         const REAL *a[R];                                                                               \
-        V sum[R][4];                                                                                    \
+        V sum[R][VECTORS];                                                                              \
         (void)next;                                                                                     \
         EACH (r, R) {                                                                                   \
             a[r] = rows[r];                                                                             \
-            EACH (j, 4)                                                                                 \
+            EACH (j, VECTORS)                                                                           \
                 sum[r][j] = all(0);                                                                     \
         }                                                                                               \
         if (u)                                                                                          \
             EACH (r, R)                                                                                 \
-                EACH (j, 4)                                                                             \
+                EACH (j, VECTORS)                                                                       \
                     __builtin_prefetch(u + r * u_step + j * LANES);                                     \
-        _Pragma(UNROLL) for (Size n = 0; n < k; n++, w += PANEL)                                        \
+        _Pragma(UNROLL) for (Size n = 0; n < k; n++, w += PACKED)                                       \
         {                                                                                               \
-            V v[R];                                                                                     \
             AHEAD(next + n * LINE);                                                                     \
-            EACH (r, R)                                                                                 \
-                v[r] = all(a[r][n * step]);                                                             \
-            EACH (j, 4) {                                                                               \
-                V column = GET(w, j);                                                                   \
-                EACH (r, R)                                                                             \
-                    sum[r][j] = DOT(v[r], column, sum[r][j]);                                           \
-            }                                                                                           \
+            MULTIPLY_ADD(R)                                                                             \
         }                                                                                               \
         if (u)                                                                                          \
             EACH (r, R)                                                                                 \
-                EACH (j, 4)                                                                             \
+                EACH (j, VECTORS)                                                                       \
                     sum[r][j] = load(u + r * u_step + j * LANES) + sum[r][j];                           \
         if (bias)                                                                                       \
             EACH (r, R)                                                                                 \
-                EACH (j, 4)                                                                             \
+                EACH (j, VECTORS)                                                                       \
                     sum[r][j] = sum[r][j] + load(bias + j * LANES);                                     \
         EACH (r, R)                                                                                     \
-            EACH (j, 4)                                                                                 \
+            EACH (j, VECTORS)                                                                           \
                 store(out + r * out_step + j * LANES, sum[r][j]);                                       \
     }
 
 TILE(tile, 1, "GCC unroll 1", PREFETCH)
 TILE(tile, 2, "GCC unroll 4", PREFETCH)
 TILE(tile, 3, "GCC unroll 1", PREFETCH)
-#if ROWS > 3
+#if HEIGHT == 3
+TILE(plain, 2, "GCC unroll 4", NO_PREFETCH)
+#else
 TILE(tile, 4, "GCC unroll 1", PREFETCH)
+#endif
+#if HEIGHT <= 4
+TILE(plain, 3, "GCC unroll 1", NO_PREFETCH)
+#endif
+#if HEIGHT == 4
+TILE(plain, 4, "GCC unroll 1", NO_PREFETCH)
+#endif
+#if HEIGHT == 6
 TILE(tile, 5, "GCC unroll 1", PREFETCH)
 TILE(tile, 6, "GCC unroll 1", PREFETCH)
 TILE(plain, 5, "GCC unroll 1", NO_PREFETCH)
 TILE(plain, 6, "GCC unroll 1", NO_PREFETCH)
-#else
-TILE(plain, 2, "GCC unroll 4", NO_PREFETCH)
-TILE(plain, 3, "GCC unroll 1", NO_PREFETCH)
 #endif
 
 typedef void (*STORE(Tile))(const REAL *const *, Size, const WEIGHT *, Size, REAL *, Size, const REAL *, Size,
@@ -78,21 +112,27 @@ typedef void (*STORE(Tile))(const REAL *const *, Size, const WEIGHT *, Size, REA
 
 static const STORE(Tile) STORE(tiles)[] = {
     NULL,         STORE(tile1), STORE(tile2), STORE(tile3),
-#if ROWS > 3
-    STORE(tile4), STORE(tile5), STORE(tile6),
+#if HEIGHT > 3
+    STORE(tile4),
+#endif
+#if HEIGHT > 4
+    STORE(tile5), STORE(tile6),
 #endif
 };
 
 /* From this number of tiles on, each prefetches its part of the next weights before its loop: the loop is
    faster without prefetches, and one per term would request every line several times. The number for tall
    tiles has not been measured. */
-enum { STORE(MANY) = ROWS > 3 ? 16 : 8 };
+enum { STORE(MANY) = HEIGHT == 6 ? 16 : 8 };
 
 /* The tiles of such a product: as many rows as there are accumulators for, or one row fewer. */
 static const STORE(Tile) STORE(many)[] = {
-#if ROWS > 3
+#if HEIGHT == 6
     STORE(plain5),
     STORE(plain6),
+#elif HEIGHT == 4
+    STORE(plain3),
+    STORE(plain4),
 #else
     STORE(plain2),
     STORE(plain3),
@@ -106,9 +146,9 @@ static void STORE(prefetch_part)(const char *next, Size size, Size t, Size parts
         PREFETCH(next + at);
 }
 
-#define PREFETCH_AHEAD(at)                                    \
-    EACH (j, (PANEL * (int)sizeof(WEIGHT) + LINE - 1) / LINE) \
-    __builtin_prefetch((const char *)((at) + NAME(AHEAD) * PANEL) + j * LINE)
+#define PREFETCH_AHEAD(at)                                     \
+    EACH (j, (PACKED * (int)sizeof(WEIGHT) + LINE - 1) / LINE) \
+    __builtin_prefetch((const char *)((at) + NAME(AHEAD) * PACKED) + j * LINE)
 
 /* Multiply one row by C panels of w at distance `panel`: C independent chains hide the latency of the
    multiply-adds. */
@@ -117,37 +157,37 @@ static void STORE(prefetch_part)(const char *next, Size size, Size t, Size parts
                                                              Size k, REAL *out, const REAL *u,           \
                                                              const REAL *bias)                           \
     {                                                                                                    \
-        V sum[C][4];                                                                                     \
+        V sum[C][VECTORS];                                                                               \
         const WEIGHT *at[C];                                                                             \
         EACH (c, C) {                                                                                    \
             at[c] = w + c * panel;                                                                       \
-            EACH (j, 4)                                                                                  \
+            EACH (j, VECTORS)                                                                            \
                 sum[c][j] = all(0);                                                                      \
         }                                                                                                \
         for (Size n = 0; n < k; n++) {                                                                   \
             V v = all(a[n]);                                                                             \
             EACH (c, C) {                                                                                \
-                AHEAD(at[c] + n * PANEL);                                                                \
-                EACH (j, 4)                                                                              \
-                    sum[c][j] = DOT(v, GET(at[c] + n * PANEL, j), sum[c][j]);                            \
+                AHEAD(at[c] + n * PACKED);                                                               \
+                EACH (j, VECTORS)                                                                        \
+                    sum[c][j] = DOT(v, GET(at[c] + n * PACKED, j), sum[c][j]);                           \
             }                                                                                            \
         }                                                                                                \
         if (u)                                                                                           \
             EACH (c, C)                                                                                  \
-                EACH (j, 4)                                                                              \
+                EACH (j, VECTORS)                                                                        \
                     sum[c][j] = load(u + c * PANEL + j * LANES) + sum[c][j];                             \
         if (bias)                                                                                        \
             EACH (c, C)                                                                                  \
-                EACH (j, 4)                                                                              \
+                EACH (j, VECTORS)                                                                        \
                     sum[c][j] = sum[c][j] + load(bias + c * PANEL + j * LANES);                          \
         EACH (c, C)                                                                                      \
-            EACH (j, 4)                                                                                  \
+            EACH (j, VECTORS)                                                                            \
                 store(out + c * PANEL + j * LANES, sum[c][j]);                                           \
     }
 
 ROW(row2, 2, NO_PREFETCH)
 ROW(prefetching2, 2, PREFETCH_AHEAD)
-#if ROWS > 3
+#if ROWS > 3 || VECTORS < 4
 ROW(row3, 3, NO_PREFETCH)
 ROW(row4, 4, NO_PREFETCH)
 ROW(prefetching3, 3, PREFETCH_AHEAD)
@@ -157,7 +197,7 @@ ROW(prefetching4, 4, PREFETCH_AHEAD)
 typedef void (*STORE(Row))(const REAL *, const WEIGHT *, Size, Size, REAL *, const REAL *, const REAL *);
 
 static const STORE(Row) STORE(rows)[2][5] = {
-#if ROWS > 3
+#if ROWS > 3 || VECTORS < 4
     {NULL, NULL, STORE(row2), STORE(row3), STORE(row4)},
     {NULL, NULL, STORE(prefetching2), STORE(prefetching3), STORE(prefetching4)},
 #else
@@ -176,22 +216,22 @@ static void STORE(row_product)(const REAL *a, Size K, const void *first, Size pa
     const WEIGHT *w = first;
     K = TERMS(K);
     while (panels > 0) {
-        Size c = panels > NAME(WIDE) ? NAME(WIDE) : panels;
-#if ROWS > 3
+        Size c = panels > STORE(WIDE) ? STORE(WIDE) : panels;
+#if ROWS > 3 || VECTORS < 4
         if (panels == 5)
             c = 3;
 #endif
         for (Size k = 0; k < K; k += BLOCK) {
             Size n = K - k < BLOCK ? K - k : BLOCK;
             const REAL *from = k ? out : u, *last = k + n == K ? bias : NULL, *row = a + k;
-            const WEIGHT *at = w + k * PANEL;
+            const WEIGHT *at = w + k * PACKED;
             if (c == 1)
-                STORE(tile1)(&row, 1, at, n, out, PANEL, from, PANEL, last, (const char *)(at + n * PANEL));
+                STORE(tile1)(&row, 1, at, n, out, PANEL, from, PANEL, last, (const char *)(at + n * PACKED));
             else
-                rows[c](row, at, K * PANEL, n, out, from, last);
+                rows[c](row, at, K * PACKED, n, out, from, last);
         }
         panels -= c;
-        w += c * K * PANEL;
+        w += c * K * PACKED;
         out += c * PANEL;
         u = u ? u + c * PANEL : NULL;
         bias = bias ? bias + c * PANEL : NULL;
@@ -202,25 +242,25 @@ static void STORE(row_product)(const REAL *a, Size K, const void *first, Size pa
 static void STORE(product)(const REAL *const *rows, Size count, Size K, const void *panel, REAL *out,
                            Size out_step, const REAL *u, Size u_step, const REAL *bias)
 {
-    Size tiles = (count + ROWS - 1) / ROWS;
+    Size tiles = (count + HEIGHT - 1) / HEIGHT;
     const WEIGHT *w = panel;
     K = TERMS(K);
     for (Size k = 0; k < K; k += BLOCK) {
         Size n = K - k < BLOCK ? K - k : BLOCK;
         const REAL *from = k ? out : u, *last = k + n == K ? bias : NULL;
         Size from_step = k ? out_step : u_step;
-        const char *next = (const char *)(w + (k + n) * PANEL);
+        const char *next = (const char *)(w + (k + n) * PACKED);
         for (Size t = 0; t < tiles; t++) {
             Size first = (count * t + tiles - 1) / tiles, r = (count * (t + 1) + tiles - 1) / tiles - first;
-            const REAL *a[ROWS];
+            const REAL *a[HEIGHT];
             for (Size j = 0; j < r; j++)
                 a[j] = rows[first + j] + k;
             STORE(Tile) tile = STORE(tiles)[r];
             if (tiles >= STORE(MANY)) {
-                tile = STORE(many)[r - (ROWS - 1)];
-                STORE(prefetch_part)(next, n * PANEL * (Size)sizeof(WEIGHT), t, tiles);
+                tile = STORE(many)[r - (HEIGHT - 1)];
+                STORE(prefetch_part)(next, n * PACKED * (Size)sizeof(WEIGHT), t, tiles);
             }
-            tile(a, 1, w + k * PANEL, n, out + first * out_step, out_step,
+            tile(a, 1, w + k * PACKED, n, out + first * out_step, out_step,
                  from ? from + first * from_step : NULL, from_step, last, next + t * n * LINE);
         }
     }
@@ -237,14 +277,18 @@ static void STORE(pack_vector)(const Matrix *m, Size row, Size lanes, Size K, vo
         Size last = padded - first < COLUMNS ? padded : first + COLUMNS;
         for (Size lane = 0; lane < LANES; lane++)
             for (Size k = first; k < last; k++)
-                out[k / TERM * TERM * PANEL + PLACE(n, lane, k % TERM)] =
+                out[k / TERM * TERM * PACKED + PLACE(n, lane, k % TERM)] =
                     lane < lanes && k < K ? w[(row + lane) * K + k] : 0;
     }
 }
 
+#undef HEIGHT
+#undef PACKED
+#undef VECTORS
 #undef NO_PREFETCH
 #undef PREFETCH
 #undef PREFETCH_AHEAD
+#undef MULTIPLY_ADD
 #undef TILE
 #undef ROW
 #undef STORE

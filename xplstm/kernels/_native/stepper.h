@@ -256,7 +256,7 @@ static PyObject *stepper(PyObject *self, PyObject *args)
     for (Size layer = 0; layer < s->layers && !bad; layer++) {
         const Packed *p = s->packed[layer] = PyCapsule_GetPointer(PyTuple_GetItem(handles, layer), PACKED);
         bad = !p;
-        s->work += p ? 4 * p->H * (p->P + p->I) : 0;
+        s->work += p ? x_work(p) + h_work(p) : 0;
     }
     if (!bad) {
         const Packed *p = s->packed[0];

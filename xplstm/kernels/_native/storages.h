@@ -9,9 +9,8 @@
 /* A fully unrolled loop, so that its array stays in registers. */
 #define EACH(n, count) _Pragma("GCC unroll 6") for (int n = 0; n < (count); n++)
 
-/* For one row and K <= SHORT, prefetch the weights AHEAD terms in advance. One row takes WIDE panels at once.
- */
-enum { NAME(SHORT) = 64, NAME(AHEAD) = 6, NAME(WIDE) = ROWS > 3 ? 4 : 2 };
+/* For one row and K <= SHORT, prefetch the weights AHEAD terms in advance. */
+enum { NAME(SHORT) = 64, NAME(AHEAD) = 6 };
 
 #define STORE(x) NAME(x)
 #define WEIGHT REAL
@@ -21,6 +20,30 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6, NAME(WIDE) = ROWS > 3 ? 4 : 2 };
 #define TERM 1
 #define DOT fma
 #define TARGET
+#define VECTORS 4
+#include "products.h"
+
+/* The panels of a GRU, whose matrices fill three or two of the four vectors. */
+#define STORE(x) NAME(JOIN(x, three))
+#define WEIGHT REAL
+#define NUMBER REAL
+#define GET(at, n) load((at) + (n) * LANES)
+#define PLACE(n, lane, part) ((n) * LANES + (lane))
+#define TERM 1
+#define DOT fma
+#define TARGET
+#define VECTORS 3
+#include "products.h"
+
+#define STORE(x) NAME(JOIN(x, two))
+#define WEIGHT REAL
+#define NUMBER REAL
+#define GET(at, n) load((at) + (n) * LANES)
+#define PLACE(n, lane, part) ((n) * LANES + (lane))
+#define TERM 1
+#define DOT fma
+#define TARGET
+#define VECTORS 2
 #include "products.h"
 
 #if !DOUBLE
@@ -32,6 +55,7 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6, NAME(WIDE) = ROWS > 3 ? 4 : 2 };
 #define TERM 1
 #define DOT fma
 #define TARGET
+#define VECTORS 4
 #include "products.h"
 
 #define STORE(x) JOIN(x, float16)
@@ -42,6 +66,7 @@ enum { NAME(SHORT) = 64, NAME(AHEAD) = 6, NAME(WIDE) = ROWS > 3 ? 4 : 2 };
 #define TERM 1
 #define DOT fma
 #define TARGET
+#define VECTORS 4
 #include "products.h"
 
 /* Return sum + the products of the lower bfloat16 halves, then + the products of the upper halves. */
@@ -76,6 +101,7 @@ static size_t NAME(entered_bfloat16_bytes)(Size K) { return lines((size_t)(K + K
 #define TERM 2
 #define DOT NAME(dot_bfloat16)
 #define TARGET
+#define VECTORS 4
 #include "products.h"
 
 #define STORE(x) JOIN(x, int8)
@@ -128,6 +154,7 @@ WITH_BF16 INLINE V NAME(paired_dot)(V pair, V w, V sum)
 #define TERM 2
 #define DOT NAME(paired_dot)
 #define TARGET WITH_BF16
+#define VECTORS 4
 #include "products.h"
 
 #undef WITH_BF16
@@ -137,6 +164,7 @@ WITH_BF16 INLINE V NAME(paired_dot)(V pair, V w, V sum)
 /* One storage. products.h and integers.h describe `product` and `row_product`. These functions read rows that
    `enter` converted to `entered_bytes`, or unconverted rows if `enter` is NULL. */
 typedef struct NAME(Storage) {
+    int vectors; /* of weights in a panel */
     size_t (*panel_bytes)(Size K);
     void (*product)(const REAL *const *rows, Size count, Size K, const void *panel, REAL *out, Size out_step,
                     const REAL *u, Size u_step, const REAL *bias);
@@ -148,11 +176,11 @@ typedef struct NAME(Storage) {
 } NAME(Storage);
 
 #define ROW_OF(name) \
-    JOIN(panel_bytes, name), JOIN(product, name), JOIN(row_product, name), JOIN(pack_vector, name)
+    4, JOIN(panel_bytes, name), JOIN(product, name), JOIN(row_product, name), JOIN(pack_vector, name)
 #define ENTERED_ROW_OF(name) ROW_OF(name), JOIN(enter, name), JOIN(entered_bytes, name)
 
 static const NAME(Storage) NAME(TABLE)[STORAGES] = {
-    [FULL] = {NAME(panel_bytes), NAME(product), NAME(row_product), NAME(pack_vector)},
+    [FULL] = {4, NAME(panel_bytes), NAME(product), NAME(row_product), NAME(pack_vector)},
 #if !DOUBLE
     [BFLOAT16] = {ROW_OF(bfloat16)},
     [FLOAT16] = {ROW_OF(float16)},
@@ -167,13 +195,34 @@ static const NAME(Storage) NAME(TABLE)[STORAGES] = {
 #endif
 };
 
-/* Return the products for a layer's weights. */
+static const NAME(Storage) NAME(THREE) = {3, NAME(JOIN(panel_bytes, three)), NAME(JOIN(product, three)),
+                                          NAME(JOIN(row_product, three)), NAME(JOIN(pack_vector, three))};
+
+static const NAME(Storage) NAME(TWO) = {2, NAME(JOIN(panel_bytes, two)), NAME(JOIN(product, two)),
+                                        NAME(JOIN(row_product, two)), NAME(JOIN(pack_vector, two))};
+
+/* Return the products with a layer's projection, which also convert its rows. */
 INLINE const NAME(Storage) * NAME(storage_of)(const Packed *p) { return &NAME(TABLE)[p->storage]; }
 
-/* Return a panel of a packed matrix with K columns. */
-INLINE const void *NAME(panel_at)(const Packed *p, const void *packed, Size K, Size panel)
+/* Return the products with the matrix that fills these blocks. Other storages than FULL pack a vector of
+   zeros for each missing block. */
+INLINE const NAME(Storage) * NAME(gates_of)(const Packed *p, Blocks filled)
 {
-    return (const char *)packed + (size_t)panel * NAME(storage_of)(p)->panel_bytes(K);
+    if (p->storage != FULL || filled.count == 4)
+        return NAME(storage_of)(p);
+    return filled.count == 3 ? &NAME(THREE) : &NAME(TWO);
+}
+
+/* Return the first block of z that a panel of these products has. */
+INLINE Size NAME(first_of)(const NAME(Storage) * products, Blocks filled)
+{
+    return products->vectors == 4 ? 0 : filled.first;
+}
+
+/* Return a panel of a packed matrix with K columns. */
+INLINE const void *NAME(panel_at)(const NAME(Storage) * products, const void *packed, Size K, Size panel)
+{
+    return (const char *)packed + (size_t)panel * products->panel_bytes(K);
 }
 
 #undef ROW_OF

@@ -49,11 +49,12 @@ static void NAME(pack_tall)(const REAL *a, Size stride, Size first, Size last, S
     }
 }
 
-/* One of the products below: pointers to b's rows, and the array to which the result is added. */
+/* One of the products below: pointers to b's rows, and the array to which the result is added. Its rows are
+   the columns of a from `first` to `last`. */
 #define Sum NAME(Sum)
 typedef struct Sum {
     const REAL **b;
-    Size columns;
+    Size columns, first, last;
     REAL *c;
 } Sum;
 
@@ -80,13 +81,13 @@ static int NAME(is_narrow)(Size width, Size rows)
     return (width + ROWS - 1) / ROWS * ((rows + PANEL - 1) / PANEL) < (rows + ROWS - 1) / ROWS;
 }
 
-/* Compute c += a^T b for the `width` columns packed in w->b, by tiles of c^T. The order of each sum is the
-   same as with tiles of c. */
+/* Compute c += a^T b for the `width` columns packed in w->b, by tiles of c^T; c begins at the row `first`.
+   The order of each sum is the same as with tiles of c. */
 static void NAME(sum_narrow)(const REAL *a, Size a_stride, Size first, Size last, Size depth, Size width,
                              REAL *c, Size columns, const SumScratch *w)
 {
     NAME(pack_tall)(w->b, PANEL, 0, width, depth, w->narrow);
-    for (Size row = first; row < last; row += PANEL) {
+    for (Size row = first; row < last; row += PANEL, c += PANEL * columns) {
         Size height = last - row < PANEL ? last - row : PANEL;
         for (Size n = 0; n < depth; n++)
             NAME(panel_row)(a + n * a_stride + row, height, w->b + n * PANEL);
@@ -99,12 +100,12 @@ static void NAME(sum_narrow)(const REAL *a, Size a_stride, Size first, Size last
             [ROWS](rows, ROWS, w->b, depth, w->tile, PANEL, NULL, 0, NULL, (const char *)(at + NAME(TALL)));
             for (Size n = 0; n < height; n++)
                 for (Size r = 0; r < some; r++)
-                    c[(row + n) * columns + column + r] += w->tile[r * PANEL + n];
+                    c[n * columns + column + r] += w->tile[r * PANEL + n];
         }
     }
 }
 
-/* Compute c (rows, columns) += a^T b for every sum, with the columns of a (count, ...) from `first` to
+/* Compute c (rows, columns) += a^T b for every sum, with its columns of a (count, ...) from `first` to
    `last`. Rows of a have the distance `a_stride`. If total is not NULL, also add the sum of a's rows to it
    while the rows are in the cache. The order of a sum over rows does not depend on the partition of c. */
 static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size last, Size count,
@@ -118,33 +119,37 @@ static void NAME(sum_products)(const REAL *a, Size a_stride, Size first, Size la
         for (Size n = from; n < from + depth && total; n++)
             for (Size column = first; column < last; column++)
                 total[column] += a[n * a_stride + column];
-        for (const Sum *sum = sums; sum < sums + how_many; sum++)
-            for (Size column = 0, columns = sum->columns; column < columns; column += PANEL) {
+        for (const Sum *sum = sums; sum < sums + how_many; sum++) {
+            Size begin = first > sum->first ? first : sum->first, end = last < sum->last ? last : sum->last;
+            for (Size column = 0, columns = sum->columns; column < columns && begin < end; column += PANEL) {
+                REAL *c = sum->c + (begin - sum->first) * columns + column;
                 Size width = columns - column < PANEL ? columns - column : PANEL;
                 for (Size n = 0; n < depth; n++)
                     NAME(panel_row)(sum->b[from + n] + column, width, packed_b + n * PANEL);
-                if (NAME(is_narrow)(width, last - first)) {
-                    NAME(sum_narrow)(a + from * a_stride, a_stride, first, last, depth, width,
-                                     sum->c + column, columns, w);
+                if (NAME(is_narrow)(width, end - begin)) {
+                    NAME(sum_narrow)(a + from * a_stride, a_stride, begin, end, depth, width, c, columns, w);
                     continue;
                 }
-                const REAL *at = packed_a;
-                for (Size row = first; row < last; row += ROWS, at += NAME(TALL)) {
+                /* The first and the last tile may have columns of a that belong to another sum. */
+                Size tile_n = (begin - first) / ROWS;
+                const REAL *at = packed_a + tile_n * NAME(TALL);
+                for (Size row = first + tile_n * ROWS; row < end; row += ROWS, at += NAME(TALL)) {
                     const char *next = (const char *)(at + NAME(TALL));
-                    Size height = last - row < ROWS ? last - row : ROWS;
+                    Size low = row < begin ? begin - row : 0, high = end - row < ROWS ? end - row : ROWS;
                     const REAL *rows[ROWS];
                     for (Size r = 0; r < ROWS; r++)
                         rows[r] = at + r;
-                    REAL *to = sum->c + row * columns + column;
-                    if (width == PANEL && height == ROWS) {
+                    REAL *to = c + (row - begin + low) * columns;
+                    if (width == PANEL && high - low == ROWS) {
                         whole(rows, ROWS, packed_b, depth, to, columns, to, columns, NULL, next);
                         continue;
                     }
                     whole(rows, ROWS, packed_b, depth, tile, PANEL, NULL, 0, NULL, next);
-                    for (Size r = 0; r < height; r++)
+                    for (Size r = low; r < high; r++)
                         for (Size n = 0; n < width; n++)
-                            to[r * columns + n] += tile[r * PANEL + n];
+                            to[(r - low) * columns + n] += tile[r * PANEL + n];
                 }
             }
+        }
     }
 }
