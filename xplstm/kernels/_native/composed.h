@@ -135,23 +135,36 @@ typedef struct Hold {
     const uint8_t **held_h, **held_c;
 } Hold;
 
-/* The step of a GRU whose r scales the fourth block. Implements xplstm.cells.gru, clause XPL-GRU. */
-INLINE void NAME(gated_gates)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
-                              REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
-                              Size unit)
+/* The step of a GRU whose r scales the fourth block, in two parts like that of an LSTM. The first part writes
+   the argument of n's tanh to the first block of z, and the update gate to the third. Implements
+   xplstm.cells.gru, clause XPL-GRU. */
+INLINE void NAME(gated_gates)(REAL *z, Size z_step, Size rows, REAL *const *kept, Size unit)
 {
     for (Size k = 0; k < rows; k++, z += z_step) {
         V r = NAME(sigmoid)(load(z + LANES)), u = NAME(sigmoid)(load(z + 2 * LANES));
-        V last = load(z + 3 * LANES), n = NAME(tanh)(fma(r, last, load(z)));
-        V h = fma(u, load(c[k] + unit), fnma(u, n, n));
-        store(c_new[k] + unit, h);
+        V last = load(z + 3 * LANES);
+        store(z, fma(r, last, load(z)));
+        store(z + 2 * LANES, u);
         if (kept) {
             REAL *to = kept[k] + 4 * unit;
             store(to, r);
             store(to + LANES, u);
-            store(to + 2 * LANES, n);
             store(to + 3 * LANES, last);
         }
+    }
+}
+
+/* The second part. */
+INLINE void NAME(gated_outputs)(const REAL *z, Size z_step, Size rows, Size width, const REAL *const *c,
+                                REAL *const *c_new, REAL *const *out, REAL *const *copy, REAL *const *kept,
+                                Size unit)
+{
+    for (Size k = 0; k < rows; k++, z += z_step) {
+        V n = NAME(tanh)(load(z)), u = load(z + 2 * LANES);
+        V h = fma(u, load(c[k] + unit), fnma(u, n, n));
+        store(c_new[k] + unit, h);
+        if (kept)
+            store(kept[k] + 4 * unit + 2 * LANES, n);
         store_part(out[k] + unit, h, width);
         if (copy)
             store_part(copy[k] + unit, h, width);
@@ -334,16 +347,18 @@ static void NAME(composed_gates)(const Packed *p, REAL *z, Size z_step, Size row
                                  REAL *const *copy, REAL *const *kept, const Hold *hold, Size unit)
 {
     const Pointwise *how = &p->pointwise;
-    if (how->kind == GRU_STEP)
-        NAME(gated_gates)(z, z_step, rows, width, c, c_new, out, copy, kept, unit);
-    else if (how->kind == ELMAN_STEP)
+    if (how->kind == GRU_STEP) {
+        NAME(gated_gates)(z, z_step, rows, kept, unit);
+        NAME(gated_outputs)(z, z_step, rows, width, c, c_new, out, copy, kept, unit);
+    } else if (how->kind == ELMAN_STEP) {
         NAME(elman_units)(p, z, z_step, rows, width, c_new, out, copy, kept, unit);
-    else if (how->kind == RESET_STEP)
+    } else if (how->kind == RESET_STEP) {
         NAME(reset_gates)(z, z_step, rows, c, out, kept, unit);
-    else if (how->gate.kind == SIGMOID && how->input.kind == TANH && how->output.kind == TANH)
+    } else if (how->gate.kind == SIGMOID && how->input.kind == TANH && how->output.kind == TANH) {
         NAME(lstm_units)(p, z, z_step, rows, width, c, c_new, out, copy, kept, hold, unit, 1);
-    else
+    } else {
         NAME(lstm_units)(p, z, z_step, rows, width, c, c_new, out, copy, kept, hold, unit, 0);
+    }
 }
 
 /* `backward_unit` with options, from the kept z; `cell` becomes c' before zoneout. With layer normalisation

@@ -382,13 +382,21 @@ static void NAME(gates_of_one)(const Walk *w, REAL *z)
     const Packed *p = w->p;
     REAL *const *copy = w->f->keep && !p->projected ? w->copy : NULL;
     REAL *const *kept = NAME(keeps)(w) ? w->kept : NULL;
+    const REAL *finished = z;
+    if (p->pointwise.kind == GRU_STEP) {
+        for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
+            NAME(gated_gates)(z, PANEL, 1, kept, panel * LANES);
+        for (Size panel = w->panel; panel < w->panels; panel++, finished += PANEL)
+            NAME(gated_outputs)(finished, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_rows, w->c_new,
+                                w->out, copy, kept, panel * LANES);
+        return;
+    }
     if (p->pointwise.composed) {
         for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
             NAME(composed_gates)(p, z, PANEL, 1, NAME(step_width)(p, panel * LANES), w->c_rows, w->c_new,
                                  w->out, copy, kept, &w->hold, panel * LANES);
         return;
     }
-    const REAL *finished = z;
     for (Size panel = w->panel; panel < w->panels; panel++, z += PANEL)
         NAME(gates)(z, PANEL, 1, w->c_rows, w->c_new, kept, panel * LANES);
     for (Size panel = w->panel; panel < w->panels; panel++, finished += PANEL)
