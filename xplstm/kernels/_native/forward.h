@@ -353,17 +353,22 @@ static void NAME(project)(Walk *w, Size t, Size n)
     for (Size from = 0; from < n; from += NAME(CHUNK)) {
         Size some = n - from < NAME(CHUNK) ? n - from : NAME(CHUNK);
         const REAL *const *rows = NAME(enter)(w, w->m_rows + from, some, M, 1);
+        if (some == 1)
+            products->row_product(rows[0], M, NAME(panel_at)(products, p->hr, M, w->output),
+                                  w->outputs - w->output, w->f->T == 1, w->z, NULL,
+                                  p->output_biased ? (const REAL *)p->bias_hr + w->output * PANEL : NULL);
         for (Size output = w->output; output < w->outputs; output++) {
             Size width = P - output * PANEL < PANEL ? P - output * PANEL : PANEL;
-            products->product(rows, some, M, NAME(panel_at)(products, p->hr, M, output), w->z, PANEL, NULL, 0,
-                              p->output_biased ? (const REAL *)p->bias_hr + output * PANEL : NULL);
-            for (Size k = 0; k < some; k++) {
+            REAL *z = some == 1 ? w->z + (output - w->output) * PANEL : w->z;
+            if (some > 1)
+                products->product(rows, some, M, NAME(panel_at)(products, p->hr, M, output), z, PANEL, NULL,
+                                  0, p->output_biased ? (const REAL *)p->bias_hr + output * PANEL : NULL);
+            for (Size k = 0; k < some; k++, z += PANEL) {
                 size_t bytes = (size_t)width * sizeof(REAL);
-                NAME(end_projection)(w, from + k, output * PANEL, width, w->z + k * PANEL);
-                __builtin_memcpy(NAME(y_at)(w, t, w->active[from + k]) + output * PANEL, w->z + k * PANEL,
-                                 bytes);
+                NAME(end_projection)(w, from + k, output * PANEL, width, z);
+                __builtin_memcpy(NAME(y_at)(w, t, w->active[from + k]) + output * PANEL, z, bytes);
                 if (w->f->keep)
-                    __builtin_memcpy(w->copy[from + k] + output * PANEL, w->z + k * PANEL, bytes);
+                    __builtin_memcpy(w->copy[from + k] + output * PANEL, z, bytes);
             }
         }
     }
