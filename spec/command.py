@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spec import kills, report
+from spec import clauses, kills, report
 
 FOLDER = Path(__file__).parent
 MORE = """\
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["report"]:
         report.QUIET += configured()
-        return report.main(given[1:])
+        return report.main(given[1:], "lstm-spec report")
     if given[:1] == ["kills"]:
         return kills.main(given[1:])
     parser = argparse.ArgumentParser(
@@ -45,13 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subject.add_argument(
         "--where", action="store_true", help="print the folder of clauses, vectors and examples"
     )
+    version = clauses.version(clauses.SPEC.read_text(encoding="utf-8"))
+    parser.add_argument("--version", action="version", version=f"lstm-spec {version}")
     options, rest = parser.parse_known_args(given)
     if options.where:
         print(FOLDER)
         return 0
     # Adapters are imported from the current folder, as with `python -m`.
     sys.path.insert(0, "")
-    chosen = [f"--stdio={options.stdio}"] if options.stdio else [f"--subject={s}" for s in options.subject]
+    chosen = (
+        [f"--stdio={options.stdio}"]
+        if options.stdio is not None
+        else [f"--subject={s}" for s in options.subject]
+    )
     files = [str(FOLDER / f"test_{name}.py") for name in report.FILES]
     return int(pytest.main([*files, *configured(), "-q", *chosen, *rest]))
 

@@ -6,7 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
@@ -80,8 +80,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[KINDS] = kinds_of(config)
 
 
+def usage_error(message: str) -> NoReturn:
+    raise pytest.UsageError(message)
+
+
 def chosen(config: pytest.Config) -> list[Chosen]:
     command, names = config.getoption("--stdio"), config.getoption("--subject")
+    if config.getoption("--deviations") is not None:
+        deviations.checked(config.getoption("--deviations"), usage_error)
+    if command is not None and not command.split():
+        usage_error("--stdio needs the command of a program")
     patience = config.getoption("--patience")
     if command:
         return [Chosen("stdio", Offered(Stdio(command, patience)), BY_COMMAND.format(command))]

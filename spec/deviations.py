@@ -9,6 +9,7 @@ entry must fail, and every entry must match a case.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,16 @@ def parsed(path: Path, line: str) -> Deviation:
         msg = f"{path.name}: {line!r} is not of the form 'test value value: reason (XPL-ABC-001)'"
         raise ValueError(msg)
     return Deviation(match["case"], match["reason"], tuple(match["clauses"].split(", ")))
+
+
+def checked(path: Path, refuse: Callable[[str], object]) -> None:
+    """Refuse a list that is missing or has a wrong line."""
+    if not path.exists():
+        refuse(f"the list of deviations {str(path)!r} does not exist")
+    try:
+        read(path)
+    except ValueError as error:
+        refuse(str(error))
 
 
 def path_of(subject: str) -> Path:

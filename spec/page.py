@@ -64,8 +64,7 @@ implementations that offer its subject; a draft may still change.
 Errors are the largest of all cases that pass, in u · s of [XPL-NUM-001](#xpl-num-001). Each record states the
 allowed error, which is at least 8. The profile is `ieee` for float64 and float32, `fp16` for float16.
 
-Run with Python {python} on {system}, {packages}. Results may be
-older than the newest calls of the specification.
+Run with Python {python} on {system}, {packages}. {age}
 
 ## Clause by clause
 
@@ -85,8 +84,6 @@ older than the newest calls of the specification.
 
 {unknown}
 
-## xplstm by array library and kernel
-
 {engines}
 """
 
@@ -95,8 +92,8 @@ IN_DOCS = """\
 `python -m spec report` writes this page, and {download}`conformance.json`, which holds every number.
 [Testing another LSTM](guides/specification.md) says how to test one more."""
 OF_PROGRAM = """\
-`lstm-spec report` writes this page, [the clauses](clauses.md), and [conformance.json](conformance.json) with
-every number."""
+`lstm-spec report` wrote this page on `{command}`, [the clauses](clauses.md), and
+[conformance.json](conformance.json) with every number."""
 
 
 def rendered(report: Report) -> str:
@@ -107,7 +104,8 @@ def rendered(report: Report) -> str:
     return PAGE.format(
         result=result_of(report),
         checked="" if program else "; all were checked by hand",
-        source=OF_PROGRAM if program else IN_DOCS,
+        source=OF_PROGRAM.format(command=report["subjects"]["stdio"]["kernel"]) if program else IN_DOCS,
+        age="" if program else "Results may be\nolder than the newest calls of the specification.",
         summary=summary(report),
         **report["host"],
         packages=packages,
@@ -230,8 +228,10 @@ def by_implementation(report: Report, statuses: Sequence[str]) -> str:
 
 
 def engines(report: Report) -> str:
-    """Return one line for each array library and kernel of xplstm."""
+    """Return a section with one line for each array library and kernel of xplstm, if it was run."""
     counts, errors = [], []
+    if "xplstm" not in implementations(report):
+        return ""
     for subject in implementations(report).get("xplstm", ()):
         about = report["subjects"][subject]
         label = f"{about['library']}, {about['kernel']}"
@@ -242,4 +242,4 @@ def engines(report: Report) -> str:
         table(("clauses", *COUNTS, "not run because"), counts),
         table(("largest errors", *ERRORS), errors),
     )
-    return "\n\n".join(tables)
+    return "\n\n".join(("## xplstm by array library and kernel", *tables))

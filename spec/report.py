@@ -46,8 +46,11 @@ FILES = (
     "refusals",
 )
 """What asks subjects; the other tests are of the suite itself."""
-OF_MEMORY = ("XPL-SEQ-006", "XPL-SEQ-011", "XPL-REL-013", "XPL-REL-015", "XPL-REL-016")
-"""Clauses about arrays in memory and settings of a process, which a program cannot break: it gets numbers."""
+OF_MEMORY = (
+    *("XPL-NUM-002", "XPL-SEQ-006", "XPL-SEQ-011"),
+    *("XPL-REL-013", "XPL-REL-015", "XPL-REL-016"),
+)
+"""Clauses about arrays and settings of a process, which a program cannot break: it exchanges numbers."""
 SHOWN = ("page", "report", "picture", "command", "__main__", "subjects")
 """Modules that no result depends on."""
 PACKAGES = ("numpy", "array-api-compat", "array-api-strict", "torch", "jax", "dask", "cupy", "mpmath")
@@ -256,9 +259,9 @@ def write(report: dict[str, Any], folder: Path) -> None:
     (folder / "clauses.md").write_text(page.with_anchors(prose), encoding="utf-8")
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], prog: str = "python -m spec report") -> int:
     """Run and write; return 1 if a case outside the lists fails, or a named subject cannot run."""
-    parser = argparse.ArgumentParser(prog="python -m spec report", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
         "--subject",
         action="append",
@@ -276,15 +279,21 @@ def main(arguments: Sequence[str]) -> int:
     out = DOCS if DOCS.is_dir() else Path()
     parser.add_argument("--out", type=Path, default=out, help=f"folder of the files (default: {out})")
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)  # an unusable folder is an error before minutes of tests
-    if options.stdio:
-        adapters: dict[str, Adapter] = {"stdio": Stdio(options.stdio)}
+    if options.deviations is not None:
+        deviations.checked(options.deviations, parser.error)
+    if options.stdio is not None:
+        program = Stdio(options.stdio)
+        why_not = program.why_unavailable()
+        if why_not is not None:
+            parser.error(why_not)
+        adapters: dict[str, Adapter] = {"stdio": program}
         chosen = {"stdio": [f"--stdio={options.stdio}"]}
     else:
         quick = [name for name, adapter in subjects().items() if not takes_minutes(adapter)]
         names = list(named(options.subject)) if options.subject else quick
         more = ["--isolated"] if options.isolated else []
         adapters, chosen = subjects() | named(names), {name: [f"--subject={name}", *more] for name in names}
+    options.out.mkdir(parents=True, exist_ok=True)  # an unusable folder is an error before minutes of tests
     with contextlib.ExitStack() as stack:
         kept = options.kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         kept.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,7 @@ class Stdio:
         dtype = str(next(iter(arrays.values())).dtype)
         given = {name: written(a) for name, a in arrays.items()}
         self.asked += 1
+        config = {"bias": any("bias" in name for name in arrays), **config}
         question = {"id": self.asked, "op": op, "config": config, "dtype": dtype, "arrays": given}
         line = self.ask(json.dumps(question))
         try:
@@ -72,7 +73,7 @@ class Stdio:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, json.JSONDecodeError):
                 self.skip_answer()
-            msg = f"{self.command[0]} gave an invalid answer, {line[:200]!r}: {error!r}"
+            msg = f"{shlex.join(self.command)} gave an invalid answer, {line[:200]!r}: {error!r}"
             raise RuntimeError(msg) from error
 
     def skip_answer(self) -> None:
@@ -103,8 +104,10 @@ class Stdio:
             answer = heard.result(self.patience)
         except TimeoutError:
             self.hangs += 1
-            process.kill()
-            self.fail(f"gave no answer within {self.patience:g} s; does it flush its output after each line?")
+            self.abandon()
+            what = f"gave no answer within {self.patience:g} s; does it flush its output after each line?"
+            msg = f"{shlex.join(self.command)} {what}"
+            raise RuntimeError(msg) from None
         return answer or self.fail("ended without an answer")
 
     def started(self) -> subprocess.Popen[str]:

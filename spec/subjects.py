@@ -53,12 +53,25 @@ def meant(choice: str) -> dict[str, Adapter]:
     if found:
         return found
     module, colon, name = choice.partition(":")
-    if colon and importlib.util.find_spec(module) is not None:
+    ours = {one.partition(":")[0] for one in subjects()}
+    if colon and importable(module):
         made = getattr(importlib.import_module(module), name, None)
         if made is not None:
             return {choice: made()}
-    msg = f"subject {choice!r} is neither module:class nor one of {', '.join(subjects())}"
+        why = f"the module {module!r} has no {name!r}"
+    else:
+        why = f"there is no module {module!r}"
+    if not colon or module in ours:
+        why = f"neither module:class nor one of {', '.join(subjects())}"
+    msg = f"subject {choice!r} cannot be found: {why}"
     raise LookupError(msg)
+
+
+def importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent is missing, or the name is empty
+        return False
 
 
 def missing(choices: Sequence[str]) -> dict[str, str]:

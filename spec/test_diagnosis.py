@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from spec.calls import CASES, expected, given
 from spec.cases import Case, Chosen
 from spec.diagnosis import PLACES, WRONGS, explain
 from spec.kills import finds
+from spec.offers import Offered
 from spec.questions import PASSES, say
 from spec.sized_mutants import Wrong
+from spec.stdio import Stdio
 from spec.subject import Arrays, Config
 from spec.test_stdio import PYTEST
 from spec.wrong import LSTM
@@ -112,6 +115,34 @@ def test_a_fault_that_depends_on_earlier_calls_is_called_so() -> None:
     with pytest.raises(AssertionError):
         test_sized.test_sizes(subject.adapter, **values)
     assert say(Case("test_sizes", "spec.test_sized", subject, values, ())) == PASSES
+
+
+class Process:
+    """Program that keeps the state of an earlier call of the same sizes."""
+
+    def __init__(self) -> None:
+        self.known: set[object] = set()
+
+    def describe(self) -> dict[str, str]:
+        return dict.fromkeys(("name", "version", "library", "kernel"), "wrong")
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def abandon(self) -> None:
+        self.known = set()
+
+    def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
+        key = op, *(v.shape for v in arrays.values())
+        kept, self.known = key in self.known, self.known | {key}
+        return {n: v + kept for n, v in LSTM().call(op, config, arrays).items()}
+
+
+def test_a_program_is_started_again_for_the_repeated_case() -> None:
+    subject = Chosen("wrong", Offered(cast(Stdio, Process())), "")
+    case = Case("test_sizes", "spec.test_sized", subject, {"name": "square", "dtype": "float64"}, ())
+    assert say(case) == PASSES
+    assert say(case) == PASSES
 
 
 def broken_down(_op: str, _config: Config, _a: Arrays) -> Arrays:

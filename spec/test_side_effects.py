@@ -8,14 +8,16 @@ import sys
 import threading
 from collections.abc import Callable
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from spec.calls import CASES, given
 from spec.process import other_settings, restored, settings
+from spec.sized import Sized, drawn, layer, module
 from spec.sized_mutants import RIGHT, Call
-from spec.subject import Adapter, Arrays, Refused, Unsupported
+from spec.subject import Adapter, Arrays, Config, Refused, Unsupported
 from spec.wrong_calls import (
     SETTERS,
     Plain,
@@ -40,6 +42,8 @@ from spec.wrong_calls import (
     setting,
     sorting,
     with_large_buffers,
+    with_old_biases,
+    with_old_lengths,
 )
 
 NAMES = ("square", "lengths-231", "two-directions-2-p2", "peepholes-and-norm")
@@ -55,14 +59,17 @@ COTANGENTS = ("dy", "dh_n", "dc_n")
 
 def answer(subject: Adapter, name: str, a: Arrays, gradients: bool = True) -> Arrays:
     """Return results with gradients if they are requested and offered, and otherwise without."""
-    case = CASES[name]
+    return answer_of(subject, CASES[name].op, CASES[name].config, a, gradients)
+
+
+def answer_of(subject: Adapter, op: str, config: Config, a: Arrays, gradients: bool) -> Arrays:
     try:
         if gradients:
-            return subject.call(f"{case.op}_vjp", case.config, dict(a))
+            return subject.call(f"{op}_vjp", config, dict(a))
     except Unsupported:
         pass
     try:
-        return subject.call(case.op, case.config, {n: v for n, v in a.items() if n not in COTANGENTS})
+        return subject.call(op, config, {n: v for n, v in a.items() if n not in COTANGENTS})
     except Unsupported as reason:
         pytest.skip(str(reason))
 
@@ -164,6 +171,57 @@ def test_options_are_not_changed(subject: Adapter, name: str) -> None:
     except Unsupported as reason:
         pytest.skip(str(reason))
     assert config == case.config
+
+
+class Omitted(NamedTuple):
+    """An option that a call does not have after calls that have it."""
+
+    case: Sized
+    """A call of sizes that no other test has."""
+    without: Config
+    """Its options without this one; None is a missing option."""
+    other: Config
+    """Its options with another value of this one; arrays are negated."""
+    arrays: tuple[str, ...] = ()
+    """First parts of the names that the option adds."""
+
+
+BOTH: Config = {"num_layers": 2, "bidirectional": True}
+SOME = [[True, False, True], [False, True, True], [True, True, True], [True, False, False]]
+MIDDLE = [[False, True, False]] * 4
+OMITTED = {
+    "biases": Omitted(layer(6, 7, 4, 3), {"bias": False}, {}, ("bias", "dbias")),
+    "biases of a module": Omitted(module(6, 7, 4, 3, **BOTH), {"bias": False}, {}, ("bias", "dbias")),
+    "lengths": Omitted(layer(7, 6, 4, 3, lengths=[2, 4, 1]), {"lengths": None}, {"lengths": [3, 1, 2]}),
+    "lengths of a module": Omitted(
+        module(7, 6, 4, 3, lengths=[2, 4, 1], **BOTH), {"lengths": None}, {"lengths": [3, 1, 2]}
+    ),
+    "reverse": Omitted(layer(7, 9, 4, 3, reverse=True), {"reverse": False}, {"reverse": False}),
+    "mask": Omitted(layer(9, 6, 4, 3, mask=SOME), {"mask": None}, {"mask": MIDDLE}),
+    "resets": Omitted(layer(9, 7, 4, 3, reset=SOME), {"reset": None}, {"reset": MIDDLE}),
+    "peepholes": Omitted(
+        layer(6, 9, 4, 3, variant={"peepholes": True}), {"variant": None}, {}, ("weight_ch", "dweight_ch")
+    ),
+}
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("option", OMITTED)
+def test_an_option_of_an_earlier_call_is_forgotten(subject: Adapter, option: str, gradients: bool) -> None:
+    """XPL-REL-012: omit an option before and after calls with two values of it."""
+    op, one, a = (
+        OMITTED[option].case.op,
+        OMITTED[option],
+        drawn(OMITTED[option].case, np.random.default_rng(0)),
+    )
+    a = {n: v.astype("float32") for n, v in a.items()}
+    kept = {n: v for n, v in a.items() if not one.arrays or not n.startswith(one.arrays)}
+    config = {n: v for n, v in (one.case.config | one.without).items() if v is not None}
+    before = answer_of(subject, op, config, kept, gradients)
+    for changed, sign in (({}, 1), (one.other, -1)):
+        earlier = {n: sign * v for n, v in a.items()}
+        answer_of(subject, op, one.case.config | changed, earlier, gradients)
+        assert not differing([(answer_of(subject, op, config, kept, gradients), before)])
 
 
 def backwards(v: np.ndarray) -> np.ndarray:
@@ -350,6 +408,16 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "a result is an input": (own_state, test_results_are_no_inputs, ("no-steps-module",)),
     "weights by address": (packed_once(), test_numbers_are_read_in_each_call, ("square",)),
     "weights by sum": (packed_by_sum(), test_the_place_of_each_number_is_read, ("square", True)),
+    "biases of an earlier call": (
+        with_old_biases(),
+        test_an_option_of_an_earlier_call_is_forgotten,
+        ("biases", False),
+    ),
+    "lengths of an earlier call": (
+        with_old_lengths(),
+        test_an_option_of_an_earlier_call_is_forgotten,
+        ("lengths", True),
+    ),
     "lanes of NaN": (lanes_of_nan(), test_nan_leaves_nothing, ("square", False)),
     "large results in buffers": (with_large_buffers(), test_results_stay_as_they_are, ("ragged-b64", True)),
     "memory in C order": (in_c_order, test_strides, ("square", "backwards")),

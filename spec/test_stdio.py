@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spec import report
 from spec.calls import CASES, given
 from spec.offers import TINY, Offered
 from spec.records import RECORDS, arrays, errors
@@ -209,6 +210,52 @@ def suite(*arguments: str, path: str = str(FOLDER.parent)) -> subprocess.Complet
     return subprocess.run(
         [*PYTEST, *files, *arguments], capture_output=True, text=True, env=env, cwd=FOLDER.parent
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--stdio", ""), "--stdio needs the command of a program"),
+        (
+            ("--stdio", "cat", "--deviations", "nowhere.txt"),
+            "the list of deviations 'nowhere.txt' does not exist",
+        ),
+        (("--stdio", "cat", "--deviations", str(FOLDER / "README.md")), "is not of the form"),
+        (("--subject", "nowhere:Subject"), "there is no module 'nowhere'"),
+        (("--subject", "nowhere.at_all:Subject"), "there is no module 'nowhere.at_all'"),
+        (("--subject", ":Subject"), "there is no module ''"),
+        (("--subject", "json:Subject"), "the module 'json' has no 'Subject'"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: tuple[str, ...], words: str) -> None:
+    found = suite(*arguments)
+    assert found.returncode == pytest.ExitCode.USAGE_ERROR, found.stdout
+    assert words in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_report_needs_a_program_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        report.main(["--stdio", "no-such-program", "--out", str(tmp_path / "new")])
+    assert "the program 'no-such-program' does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+STATES_BIAS = """\
+import json, sys
+for line in sys.stdin:
+    y = {"shape": [], "data": [json.loads(line)["config"]["bias"]]}
+    print(json.dumps({"arrays": {"y": y}}), flush=True)
+"""
+
+
+def test_biases_are_stated_in_every_request(tmp_path: Path) -> None:
+    """Otherwise a program takes the option as off, although there are biases."""
+    (tmp_path / "mine.py").write_text(STATES_BIAS, encoding="utf-8")
+    program = Stdio(f"{sys.executable} {tmp_path / 'mine.py'}")
+    for more, bias in (({"bias_ih": np.ones(2)}, 1), ({}, 0)):
+        assert program.call("layer", {}, {"x": np.ones(2), **more})["y"] == bias
+    program.close()
 
 
 def program_of_the_guide() -> str:

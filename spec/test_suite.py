@@ -96,7 +96,7 @@ def test_a_name_means_whole_parts() -> None:
     assert {name.split(":")[1] for name in named(["xplstm:numpy"])} == {"numpy"}
     assert named(["torch"]).keys() == {"torch"}
     assert [*named(["spec.peers.torch:Subject"])] == ["spec.peers.torch:Subject"]
-    with pytest.raises(LookupError, match="'xplstm:num' is neither"):
+    with pytest.raises(LookupError, match="'xplstm:num' cannot be found: neither"):
         named(["xplstm:num"])
 
 
@@ -194,7 +194,7 @@ def test_one_subject_of_a_group_is_enough() -> None:
 def test_unknown_subject_is_an_error_that_names_the_known() -> None:
     found = run("spec/test_vectors.py", "--subject=pytroch")
     assert found.returncode == 4
-    assert "'pytroch' is neither module:class nor one of xplstm:numpy" in found.stderr
+    assert "'pytroch' cannot be found: neither module:class nor one of xplstm:numpy" in found.stderr
 
 
 MAKE = """\

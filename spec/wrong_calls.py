@@ -60,6 +60,33 @@ def packed_once() -> Call:
     return call
 
 
+def with_old_biases() -> Call:
+    """Return an LSTM that uses the biases of the first call in calls of the same sizes without biases."""
+    kept: dict[tuple[tuple[int, ...], ...], Arrays] = {}
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        sizes = tuple(v.shape for n, v in a.items() if n.startswith("weight"))
+        biases = {n: v.copy() for n, v in a.items() if n.startswith("bias")}
+        old = kept.setdefault(sizes, biases) if biases else kept.get(sizes, {})
+        got = RIGHT.call(op, config | {"bias": bool(biases or old)}, a | (biases or old))
+        return got if biases else {n: v for n, v in got.items() if not n.startswith("dbias")}
+
+    return call
+
+
+def with_old_lengths() -> Call:
+    """Return an LSTM that uses the lengths of an earlier call in a call without lengths."""
+    kept: dict[tuple[int, ...], list[int]] = {}
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        lengths = config.get("lengths") or kept.get(a["x"].shape)
+        if lengths:
+            kept[a["x"].shape] = lengths
+        return RIGHT.call(op, config | {"lengths": lengths}, a)
+
+    return call
+
+
 def packed_by_sum() -> Call:
     """Return an LSTM that remembers weights by their shape and sum."""
     kept: dict[tuple[str, tuple[int, ...], float], np.ndarray] = {}
