@@ -6,7 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -80,16 +80,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[KINDS] = kinds_of(config)
 
 
-def usage_error(message: str) -> NoReturn:
-    raise pytest.UsageError(message)
-
-
 def chosen(config: pytest.Config) -> list[Chosen]:
     command, names = config.getoption("--stdio"), config.getoption("--subject")
-    if config.getoption("--deviations") is not None:
-        deviations.checked(config.getoption("--deviations"), usage_error)
+    listed: Path | None = config.getoption("--deviations")
+    why_not = listed and deviations.why_unusable(listed)
     if command is not None and not command.split():
-        usage_error("--stdio needs the command of a program")
+        why_not = "--stdio needs the command of a program"
+    if why_not:
+        raise pytest.UsageError(why_not)
     patience = config.getoption("--patience")
     if command:
         return [Chosen("stdio", Offered(Stdio(command, patience)), BY_COMMAND.format(command))]

@@ -9,7 +9,6 @@ entry must fail, and every entry must match a case.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -49,14 +48,15 @@ def parsed(path: Path, line: str) -> Deviation:
     return Deviation(match["case"], match["reason"], tuple(match["clauses"].split(", ")))
 
 
-def checked(path: Path, refuse: Callable[[str], object]) -> None:
-    """Refuse a list that is missing or has a wrong line."""
+def why_unusable(path: Path) -> str | None:
+    """Return that a list is missing or has a wrong line, or None."""
     if not path.exists():
-        refuse(f"the list of deviations {str(path)!r} does not exist")
+        return f"the list of deviations {str(path)!r} does not exist"
     try:
         read(path)
     except ValueError as error:
-        refuse(str(error))
+        return str(error)
+    return None
 
 
 def path_of(subject: str) -> Path:

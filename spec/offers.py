@@ -57,10 +57,6 @@ class Offered:
     def why_unavailable(self) -> str | None:
         return self.program.why_unavailable()
 
-    def restart(self) -> None:
-        """End the program; the next call starts it again."""
-        self.program.abandon()
-
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
         dtype = str(next(iter(arrays.values())).dtype)
         kind = (op, dtype, config.get("cell", "lstm"))

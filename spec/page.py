@@ -228,11 +228,12 @@ def by_implementation(report: Report, statuses: Sequence[str]) -> str:
 
 
 def engines(report: Report) -> str:
-    """Return a section with one line for each array library and kernel of xplstm, if it was run."""
-    counts, errors = [], []
-    if "xplstm" not in implementations(report):
+    """Return a section with one line for each array library and kernel of xplstm, if there is any."""
+    subjects = implementations(report).get("xplstm", ())
+    if not subjects:
         return ""
-    for subject in implementations(report).get("xplstm", ()):
+    counts, errors = [], []
+    for subject in subjects:
         about = report["subjects"][subject]
         label = f"{about['library']}, {about['kernel']}"
         counts.append([label, *counted(report, [subject]), about["not_run"] or ""])

@@ -20,8 +20,6 @@ PASSES = (
     "the case passes when it is repeated: its result depends on earlier calls, "
     "and the program that reproduces it may pass too"
 )
-
-
 TOO_LONG = f"no comparison with wrong LSTMs: its calls have more than {LONG} steps"
 UNJUDGED = ("XPL-ERR-", "XPL-REL-012")
 """Clauses whose cases make wrong calls, which have no correct results."""
@@ -77,7 +75,7 @@ def say(case: Case) -> str:
 
     if isinstance(case.subject.adapter, Offered):
         # What an earlier call left in the process must not reach the repeated case.
-        case.subject.adapter.restart()
+        case.subject.adapter.program.abandon()
     subject, test = Recorded(case.subject.adapter), getattr(importlib.import_module(case.module), case.test)
     others = {"note": lambda *_: None} if "note" in inspect.signature(test).parameters else {}
     try:

@@ -279,8 +279,9 @@ def main(arguments: Sequence[str], prog: str = "python -m spec report") -> int:
     out = DOCS if DOCS.is_dir() else Path()
     parser.add_argument("--out", type=Path, default=out, help=f"folder of the files (default: {out})")
     options = parser.parse_args(arguments)
-    if options.deviations is not None:
-        deviations.checked(options.deviations, parser.error)
+    unusable = options.deviations and deviations.why_unusable(options.deviations)
+    if unusable:
+        parser.error(unusable)
     if options.stdio is not None:
         program = Stdio(options.stdio)
         why_not = program.why_unavailable()

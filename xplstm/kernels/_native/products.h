@@ -3,8 +3,19 @@
    TERM, the number of columns of a term; WEIGHT, the type of a term for one lane; NUMBER, the type of a
    weight in its matrix; GET, which loads a vector of LANES weights; DOT, which multiplies and adds; PLACE,
    the position of a weight in its term; TARGET, the function attribute that DOT needs; VECTORS, the number of
-   vectors of weights in a panel; and the suffix of the names in STORE. Products, u and the bias have panels
+   vectors of weights in a panel; and the suffix of the names in STORE. Without WEIGHT, weights have the type
+   REAL. Products, u and the bias have panels
    of four vectors for any VECTORS; the arguments begin at the first vector that the weights fill. */
+
+#ifndef WEIGHT
+#define WEIGHT REAL
+#define NUMBER REAL
+#define GET(at, n) load((at) + (n) * LANES)
+#define PLACE(n, lane, part) ((n) * LANES + (lane))
+#define TERM 1
+#define DOT fma
+#define TARGET
+#endif
 
 /* Numbers of weights between two terms of a panel. */
 #define PACKED (VECTORS * LANES)

@@ -13,36 +13,15 @@
 enum { NAME(SHORT) = 64, NAME(AHEAD) = 6 };
 
 #define STORE(x) NAME(x)
-#define WEIGHT REAL
-#define NUMBER REAL
-#define GET(at, n) load((at) + (n) * LANES)
-#define PLACE(n, lane, part) ((n) * LANES + (lane))
-#define TERM 1
-#define DOT fma
-#define TARGET
 #define VECTORS 4
 #include "products.h"
 
 /* The panels of a GRU, whose matrices fill three or two of the four vectors. */
 #define STORE(x) NAME(JOIN(x, three))
-#define WEIGHT REAL
-#define NUMBER REAL
-#define GET(at, n) load((at) + (n) * LANES)
-#define PLACE(n, lane, part) ((n) * LANES + (lane))
-#define TERM 1
-#define DOT fma
-#define TARGET
 #define VECTORS 3
 #include "products.h"
 
 #define STORE(x) NAME(JOIN(x, two))
-#define WEIGHT REAL
-#define NUMBER REAL
-#define GET(at, n) load((at) + (n) * LANES)
-#define PLACE(n, lane, part) ((n) * LANES + (lane))
-#define TERM 1
-#define DOT fma
-#define TARGET
 #define VECTORS 2
 #include "products.h"
 
