@@ -38,10 +38,10 @@ def _spent() -> np.ndarray:
     return np.asarray([usage.ru_utime, usage.ru_stime])
 
 
-def _rounds(call: Callable[[], object], T: int, rounds: int, steps: int) -> np.ndarray:
+def _rounds(call: Callable[[], object], T: int) -> np.ndarray:
     """Return microseconds per step in each round, (rounds, 2)."""
-    calls, found = max(1, steps // T), []
-    for _ in range(rounds):
+    calls, found = max(1, STEPS // T), []
+    for _ in range(ROUNDS):
         start = _spent()
         for _ in range(calls):
             call()
@@ -49,11 +49,11 @@ def _rounds(call: Callable[[], object], T: int, rounds: int, steps: int) -> np.n
     return 1e6 * np.asarray(found)
 
 
-def measure(T: int, B: int, I: int, H: int, rounds: int = ROUNDS, steps: int = STEPS) -> Times:
+def measure(T: int, B: int, I: int, H: int) -> Times:
     """Return the times of a step."""
     frozen = xplstm.LSTM(I, H, rng=0).freeze()
     x = np.random.default_rng(0).standard_normal((T, B, I), dtype=np.float32)
-    process, system = _rounds(lambda: frozen(x), T, rounds, steps).T
+    process, system = _rounds(lambda: frozen(x), T).T
     return Times(float(process.min()), float(system.min()), float(system.max()))
 
 

@@ -21,10 +21,10 @@ ROUNDS, CALLS = 40, 100
 PINNED = "native"
 
 
-def least(calls: list[Callable[[], object]], rounds: int = ROUNDS) -> list[float]:
+def least(calls: list[Callable[[], object]]) -> list[float]:
     """Return the minimum microseconds of each call, in interleaved rounds."""
     found = [float("inf")] * len(calls)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for k, call in enumerate(calls):
             start = time.perf_counter()
             for _ in range(CALLS):
@@ -40,21 +40,26 @@ def checked(lstm: xplstm.LSTM) -> Any:
     return frozen
 
 
-def measure(H: int, rounds: int = ROUNDS) -> list[float]:
-    """Return microseconds of a step, and of a call with and without all checks for each of STEPS."""
+def calls_of(H: int) -> list[Callable[[], object]]:
+    """Return a step, and a call with and without all checks for each of STEPS."""
     lstm = xplstm.LSTM(H, H, rng=0)
     short, long = lstm.freeze(), checked(lstm)
     rng = np.random.default_rng(0)
     xs: list[Any] = [rng.standard_normal((T, 1, H), dtype=np.float32) for T in STEPS]
+    _, state = short.step(xs[0][0])
+    calls: list[Callable[[], object]] = [lambda: short.step(xs[0][0], state)]
+    for x in xs:
+        calls += [lambda x=x: short(x), lambda x=x: long(x)]  # type: ignore[misc]
+    return calls
+
+
+def measure(H: int) -> list[float]:
+    """Return microseconds of each of `calls_of`."""
     with xplstm.use_kernel(PINNED):
-        _, state = short.step(xs[0][0])
-        for x in xs:
-            short(x)
-            long(x)
-        calls: list[Callable[[], object]] = [lambda: short.step(xs[0][0], state)]
-        for x in xs:
-            calls += [lambda x=x: short(x), lambda x=x: long(x)]  # type: ignore[misc]
-        return least(calls, rounds)
+        calls = calls_of(H)
+        for call in calls:
+            call()
+        return least(calls)
 
 
 def main() -> int:

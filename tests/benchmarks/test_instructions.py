@@ -33,3 +33,8 @@ def test_instructions_are_as_stated(name: str, counted: dict[str, int]) -> None:
     renew = "python -m tests.benchmarks.instructions"
     assert ratio < 1 + WITHIN, f"{counted[name]} instructions instead of {stated}; if meant so: {renew}"
     assert ratio > 1 - WITHIN, f"{counted[name]} instructions instead of {stated}, to be held: {renew}"
+
+
+def test_a_step_of_a_long_sequence_costs_no_more(counted: dict[str, int]) -> None:
+    short, long = counted["forward 100,1,16,32"] / 100, counted["forward 20000,1,16,32"] / 20_000
+    assert long < 1.02 * short
