@@ -8,15 +8,18 @@
 #include "ieee.h"
 #include "philox.h"
 
-/* Limits below which a second thread costs more than it saves: multiply-adds of a whole call and of a
-   thread's step, and bytes of packed weights. */
+/* Limits below which a second thread costs more than it saves: multiply-adds of a whole call, of a call that
+   wakes threads which wait for each other in every step, and of a thread's step in such a call and in a
+   shorter one; and bytes of packed weights. */
 #ifdef XPLSTM_ALWAYS_THREADS /* a build for tests, in which small problems use threads */
 enum { WORTH_THREADS, WORTH_PACKING = 0, WORTH_WAKING = 0, WORTH_WAITING = 0, WORTH_DRAWING = 0 };
-enum { WORTH_A_BARRIER = 1 };
+enum { WORTH_BARRIERS, WORTH_A_BARRIER = 1, WORTH_AN_EARLY_BARRIER = 1 };
 #else
 enum {
     WORTH_THREADS = 1 << 18,
-    WORTH_A_BARRIER = 1 << 17,
+    WORTH_BARRIERS = 1 << 21,
+    WORTH_A_BARRIER = 3 << 13,
+    WORTH_AN_EARLY_BARRIER = 1 << 17,
     WORTH_PACKING = 1 << 19,
     WORTH_WAKING = 1 << 25,
     WORTH_WAITING = 1 << 27,
@@ -25,6 +28,8 @@ enum {
 #endif
 
 long worth_threads(void) { return WORTH_THREADS; }
+
+long worth_barriers(void) { return WORTH_BARRIERS; }
 
 /* Least number of rows per thread that keeps a register tile busy. */
 enum { WORTH_ROWS = 4 };
@@ -150,8 +155,9 @@ static int plan(int threads, int directions, Size T, Size B, Size work, const Pa
     *by_rows = 0;
     if (team > panels)
         team = (int)panels;
-    if (work / team < WORTH_A_BARRIER)
-        team = (int)(work / WORTH_A_BARRIER);
+    Size least = T * work < WORTH_BARRIERS ? WORTH_AN_EARLY_BARRIER : WORTH_A_BARRIER;
+    if (work / team < least)
+        team = (int)(work / least);
     return team < 1 ? 1 : team;
 }
 

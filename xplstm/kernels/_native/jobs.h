@@ -25,6 +25,9 @@ void pin_shares(int how);
 /* Return the number of multiply-adds below which one thread runs a call. */
 long worth_threads(void);
 
+/* Return the number of multiply-adds from which even short steps of a call may be divided between threads. */
+long worth_barriers(void);
+
 /* Both return -1 if memory allocation fails. */
 int run_forward(Forward *f, int threads);
 int run_backward(Backward *f, int threads);

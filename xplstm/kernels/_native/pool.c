@@ -26,12 +26,15 @@ enum { SPINS = 1000, TURNS_AWAKE = 2000 };
    is longer. With MOST_LATE late waits in a window of crossings, waiting takes longer than the work. */
 enum { LATE = 500000, A_NANOSECOND = 16, MOST_LATE = 2, WINDOW = 256 };
 
-/* Nanoseconds for which one thread works alone after late waits; doubled each time. */
+/* Nanoseconds for which one thread works alone after late waits in STRIKES calls, one after the other;
+   doubled each time. A single late wait can have other reasons than a busy machine. */
 #define FIRST_REST 20000000ll
 #define LONGEST_REST 2000000000ll
+enum { STRIKES = 2 };
 
 typedef struct Rest {
     long long length, until;
+    int strikes;
 } Rest;
 
 static long long now(void)
@@ -222,9 +225,13 @@ static int rests(const Rest *r) { return r->length && now() < r->until; }
 
 static void note(Rest *r, int late)
 {
-    if (!late && !r->length)
+    r->strikes = late ? r->strikes + 1 : 0;
+    if (!late)
+        r->length = 0;
+    if (r->strikes < STRIKES)
         return;
-    r->length = !late ? 0 : r->length ? 2 * r->length : FIRST_REST;
+    r->strikes = 0;
+    r->length = r->length ? 2 * r->length : FIRST_REST;
     r->length = r->length > LONGEST_REST ? LONGEST_REST : r->length;
     r->until = now() + r->length;
 }

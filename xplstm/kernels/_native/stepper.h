@@ -172,7 +172,8 @@ static Sizes sizes_of(const Stepper *s, const Py_buffer *x)
     }
     Size T = x->shape[of.batched && !batch];
     /* With one batch entry, both layouts have the same memory. */
-    if (of.B < (batch ? FEW_ROWS : 2) && of.B * s->work < SMALL_STEP && T < SMALL_CALL / (of.B * s->work))
+    Size most = s->threads == 1 || s->threads == -1 ? SMALL_CALL : worth_barriers();
+    if (of.B < (batch ? FEW_ROWS : 2) && of.B * s->work < SMALL_STEP && T < most / (of.B * s->work))
         of.T = T;
     return of;
 }
