@@ -55,6 +55,42 @@ def test_class_weights_divide_the_mean():
             losses.softmax_cross_entropy(logits, targets, class_weights=np.ones(shape))
 
 
+WEIGHTED = {
+    "cross_entropy": lambda z, **how: losses.softmax_cross_entropy(z, np.asarray([1, 0]), **how),
+    "binary": lambda z, **how: losses.binary_cross_entropy(z, np.ones((2, 3)), **how),
+    "mse": lambda z, **how: losses.mse(z, np.ones((2, 3)), **how),
+    "quantile": lambda z, **how: losses.quantile(z[:, None], np.ones((2, 1)), [0.1, 0.5, 0.9], **how),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_weight_of_zero_excludes_an_element_as_a_mask_does(name, reduction, value, rng):
+    z = rng.normal(size=(2, 3))
+    z[0] = value
+    weights, mask = np.asarray([0.0, 2.0]), np.asarray([False, True])
+    loss, pullback = WEIGHTED[name](z, weights=weights, reduction=reduction)
+    expected, other = WEIGHTED[name](z, mask=mask, reduction=reduction)
+    times = 1 if reduction == "mean" else 2
+    np.testing.assert_allclose(loss, times * expected, rtol=1e-15)
+    np.testing.assert_allclose(pullback(), times * other(), rtol=1e-15)
+
+
+def test_weights_whose_sum_is_infinite_are_refused():
+    large = np.full(2, 3e38, "float32")
+    message = (
+        r"weights has elements up to 3[.0-9]*e\+38, which float32, the dtype of the sums, cannot represent or"
+    )
+    with pytest.raises(xplstm.ArgumentError, match=message):
+        losses.mse(np.ones((2, 3), "float32"), np.ones((2, 3), "float32"), weights=large)
+    # Broadcasting repeats the one weight.
+    with pytest.raises(xplstm.ArgumentError, match="or add; multiply weights by a constant"):
+        losses.mse(np.ones((2, 3), "float32"), np.ones((2, 3), "float32"), weights=large[:1])
+    loss, _ = losses.mse(np.zeros((1, 3), "float32"), np.ones((1, 3), "float32"), weights=large[:1])
+    assert float(loss) == 1
+
+
 def test_smoothing_alone_keeps_the_plain_mean():
     logits, targets = np.log(np.asarray([[0.75, 0.25]] * 2)), np.asarray([0, 0])
     mask = np.asarray([True, False])

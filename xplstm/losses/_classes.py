@@ -19,6 +19,7 @@ from xplstm.losses._shares import (
     common_namespace,
     counting,
     guard,
+    included,
     one_hot,
     reduce,
     share,
@@ -53,8 +54,9 @@ def softmax_cross_entropy(
     mask : array of bool, shape (...), optional
         True where an element is included. If none is included, the loss and its gradient are 0.
     weights : array of floats, optional
-        Weight of each element, at least 0 and finite. The shape must broadcast to the shape of `targets`:
-        ``(B,)`` weights samples, and ``(T, 1)`` weights steps.
+        Weight of each element, at least 0 and finite. An element with weight 0 is excluded, as
+        with `mask`. The shape must broadcast to that of `mask`: ``(B,)`` weights samples, and ``(T, 1)``
+        weights steps.
     class_weights : array of floats, shape (V,), optional
         Weight of each class, at least 0 and finite. The divisor of the mean is then the sum of the weights
         of all targets.
@@ -84,8 +86,8 @@ def softmax_cross_entropy(
         If the arrays are from different libraries or on different devices.
     ArgumentError
         If `label_smoothing` or `reduction` is outside its bounds, a weight is negative or not finite, the
-        dtype of the sums cannot represent a weight, or a target that is included is outside ``[0, V)``.
-        Values on a device and traced values are not checked.
+        dtype of the sums cannot represent or add the weights, or a target that is included is outside
+        ``[0, V)``. Values on a device and traced values are not checked.
 
     Notes
     -----
@@ -153,8 +155,9 @@ def binary_cross_entropy(
         True where the O numbers of the last axis are included. If none is included, the loss and its gradient
         are 0.
     weights : array of floats, optional
-        Weight of each element, at least 0 and finite. The shape must broadcast to the shape of `mask`:
-        ``(B,)`` weights samples, and ``(T, 1)`` weights steps.
+        Weight of each element, at least 0 and finite. An element with weight 0 is excluded, as
+        with `mask`. The shape must broadcast to that of `mask`: ``(B,)`` weights samples, and ``(T, 1)``
+        weights steps.
     positive_weights : array of floats, shape (O,), optional
         Factor of the positive term ``t softplus(-z)``, at least 0 and finite, for rare positive targets.
     reduction : {"mean", "sum", "none"}, optional
@@ -201,6 +204,7 @@ def binary_cross_entropy(
     weights = check_weights("weights", weights, logits.shape[:-1], logits)
     positive_weights = check_weights("positive_weights", positive_weights, logits.shape[-1:], logits)
     wide = _array.wide_dtype(xp, logits.dtype)
+    mask = included(xp, mask, weights, logits.shape[:-1], wide)
     z, t = (counting(xp, xp.astype(a, wide, copy=False), mask) for a in (logits, targets))
     if not _array.is_lazy(t) and not bool(xp.all((t >= 0) & (t <= 1))):
         msg = "targets has elements outside [0, 1]; all must be in [0, 1]"
@@ -259,6 +263,7 @@ def _weighted_entropy(
     reduction: str,
 ) -> tuple[Array, Pullback]:
     """Return the loss with every option, and its pullback."""
+    mask = included(xp, mask, weights, targets.shape, _array.wide_dtype(xp, logits.dtype))
     z, exp_z, total = _exponentials(xp, logits, mask)
     log_p = z - xp.log(total)
     classes = z.shape[-1]

@@ -19,6 +19,7 @@ from xplstm.losses._shares import (
     common_namespace,
     counting,
     guard,
+    included,
     reduce,
     weighted_share,
 )
@@ -50,8 +51,9 @@ def mse(
         True where the O numbers of the last axis are included. If none is included, the loss and its gradient
         are 0.
     weights : array of floats, optional
-        Weight of each element, at least 0 and finite. The shape must broadcast to the shape of `mask`:
-        ``(B,)`` weights samples, and ``(T, 1)`` weights steps.
+        Weight of each element, at least 0 and finite. An element with weight 0 is excluded, as
+        with `mask`. The shape must broadcast to that of `mask`: ``(B,)`` weights samples, and ``(T, 1)``
+        weights steps.
     reduction : {"mean", "sum", "none"}, optional
         Return the weighted mean over all included numbers, the weighted sum, or the weighted elements.
 
@@ -283,6 +285,7 @@ def _of_errors(
     mask = check_mask(xp, mask, rows)
     weights = check_weights("weights", weights, rows, pred)
     wide = _array.wide_dtype(xp, pred.dtype)
+    mask = included(xp, mask, weights, rows, wide)
     inner = mask if mask is None or axes == 1 else mask[..., None]
     error = counting(xp, xp.astype(pred, wide, copy=False), inner)
     error = error - counting(xp, xp.astype(target, wide, copy=False), inner)

@@ -22,6 +22,16 @@ def counting(xp: Namespace, x: Array, mask: Array | None) -> Array:
     return x if mask is None else xp.where(mask[..., None], x, xp.zeros_like(x))
 
 
+def included(
+    xp: Namespace, mask: Array | None, weights: Array | None, shape: tuple[int, ...], wide: Any
+) -> Array | None:
+    """Return a mask that also excludes the elements of weight 0, whose loss may be infinite."""
+    if weights is None:
+        return mask
+    counted = xp.broadcast_to(xp.astype(weights, wide) > 0, shape)
+    return counted if mask is None else mask & counted
+
+
 def share(xp: Namespace, like: Array, mask: Array | None) -> Array:
     """Return each element's weight in the mean: 1 / count for included elements, else 0."""
     if mask is None:
@@ -108,17 +118,22 @@ def check_weights(name: str, weights: Array | None, shape: tuple[int, ...], like
         if not np.all((values >= 0) & np.isfinite(values)):
             msg = f"{name} has elements that are negative, infinite or NaN; all must be at least 0 and finite"
             raise ArgumentError(msg)
-        _check_range(name, values, "float64" if _array.dtype_name(like.dtype) == "float64" else "float32")
+        sums = "float64" if _array.dtype_name(like.dtype) == "float64" else "float32"
+        _check_range(name, values, sums, math.prod(shape) // max(values.size, 1))
     return weights
 
 
-def _check_range(name: str, weights: np.ndarray, dtype: str) -> None:
-    """Raise an error if a weight becomes infinite in the dtype of the sums, or all weights become 0."""
+def _check_range(name: str, weights: np.ndarray, dtype: str, times: int) -> None:
+    """Raise an error if a weight or the sum is infinite in the dtype of the sums, or all weights become 0.
+
+    Broadcasting repeats each weight `times` times.
+    """
     with np.errstate(over="ignore", under="ignore"):
         converted = weights.astype(dtype)
-    if not np.isfinite(converted).all() or (weights.any() and not converted.any()):
+        total = times * converted.sum(dtype="float64")
+    if not total <= np.finfo(dtype).max or (weights.any() and not converted.any()):
         msg = f"{name} has elements up to {weights.max()}, which {dtype}, the dtype of the sums, cannot "
-        raise ArgumentError(msg + f"represent; multiply {name} by a constant")
+        raise ArgumentError(msg + f"represent or add; multiply {name} by a constant")
 
 
 def one_hot(xp: Namespace, targets: Array, classes: int) -> Array:
