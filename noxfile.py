@@ -48,6 +48,7 @@ VERSIONS = {
     "onnxruntime": "1.32.0",
     "openvino": "2026.4.1",
     "tensorflow-cpu": "2.21.0",
+    "tinygrad": "0.14.0",
     "torch": "2.13.0",
 }
 
@@ -196,6 +197,7 @@ SUBJECTS = {
     "keras": Subjects(("keras",), ("keras", "torch")),
     "mlx": Subjects(("mlx",), ("mlx[cpu]",)),
     "tensorflow": Subjects(("tensorflow",), ("tensorflow-cpu",)),
+    "tinygrad": Subjects(("tinygrad",), ("tinygrad",)),
 }
 
 

@@ -83,14 +83,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def chosen(config: pytest.Config) -> list[Chosen]:
     command, names = config.getoption("--stdio"), config.getoption("--subject")
     listed: Path | None = config.getoption("--deviations")
-    why_not = listed and deviations.why_unusable(listed)
-    if command is not None and not command.split():
-        why_not = "--stdio needs the command of a program"
-    if why_not:
-        raise pytest.UsageError(why_not)
     patience = config.getoption("--patience")
-    if command:
-        return [Chosen("stdio", Offered(Stdio(command, patience)), BY_COMMAND.format(command))]
+    program = None if command is None else Stdio(command, patience)
+    reasons = (listed and deviations.why_unusable(listed), program and program.why_unavailable())
+    for why_not in filter(None, reasons):
+        raise pytest.UsageError(why_not)
+    if program:
+        return [Chosen("stdio", Offered(program), BY_COMMAND.format(command))]
     try:
         found = named(names) if names else subjects()
     except LookupError as error:

@@ -33,6 +33,7 @@ PLACES = (
     *("the reverse direction", "the forward direction of two"),
     *("the first layer of several", "every layer but the first", "the last layer", "a layer between others"),
 )
+CALLS_WITH = ("calls with a projection", "calls with lengths", "calls with a mask")
 CELL_FAULTS = (
     *("forget bias added", "sigmoid for g", "relu for g", "f coupled to i"),
     *("c clipped at 0.5", "i and f trade places in c", "tanh(c) omitted", "h from the old c"),
@@ -49,6 +50,11 @@ SEQUENCE_FAULTS = (
     *("h_0 ignored", "c_0 ignored", "dh_n ignored", "dc_n ignored", "dy of the last step only"),
     *("gradients flow through the padding", "gradients cross resets", "weight_ih sees the last step only"),
 )
+ANYWHERE_FAULTS = (
+    *("h_n is the last y", "h_0 ignored", "c_0 ignored", "dh_n ignored", "dc_n ignored"),
+    *("dy of the last step only", "resets ignored", "resets of h alone", "weight_ih sees the last step only"),
+)
+"""Faults of sequences that do not need lengths or a mask."""
 CHANGES: dict[str, tuple[tuple[str, ...], mutants.Change]] = {
     "weight_hh transposed": (("weight_hh",), mutants.transposed),
     "weight_ih in column order": (("weight_ih",), mutants.taken_as_columns),
@@ -56,6 +62,8 @@ CHANGES: dict[str, tuple[tuple[str, ...], mutants.Change]] = {
     "bias_ih dropped": (("bias_ih",), np.zeros_like),
     "bias_hh dropped": (("bias_hh",), np.zeros_like),
     "biases counted twice": (("bias",), lambda a: 2 * a),
+    "bias_ih counted twice": (("bias_ih",), lambda a: 2 * a),
+    "bias_hh counted twice": (("bias_hh",), lambda a: 2 * a),
     **{
         f"gates {''.join('ifgo'[k] for k in order)}": (mutants.GATES, mutants.blocks_in(order))
         for order in permutations(range(4))
@@ -66,12 +74,15 @@ RIGHT = 256
 """Differences in u * s that are no fault."""
 LEAD = 0.9
 """The share of the error that a wrong LSTM must explain to be named; others mislead."""
+NARROWER = {"float64": "float32", "float32": "float16"}
+ROUNDED = (1 / 64, 16)
+"""Differences in u * s of a narrower dtype that can be its rounding errors."""
 CLOSE = 1e-3
 """The share of the right LSTM's error that a wrong one leaves where it explains the numbers."""
 
 
 def here(place: str, config: Config, layer: int, direction: int) -> bool:
-    """Return whether a layer and direction is at the place; a single layer with one direction is at none."""
+    """Return whether a layer and direction of a call is at the place."""
     layers = config.get("num_layers", 1)
     return {
         "the reverse direction": direction == 1,
@@ -80,6 +91,9 @@ def here(place: str, config: Config, layer: int, direction: int) -> bool:
         "every layer but the first": layer > 0,
         "the last layer": layers > 2 and layer == layers - 1,
         "a layer between others": 0 < layer < layers - 1,
+        "calls with a projection": bool(config.get("proj_size")),
+        "calls with lengths": config.get("lengths") is not None,
+        "calls with a mask": config.get("mask") is not None,
     }[place]
 
 
@@ -146,12 +160,18 @@ def wrongs() -> dict[str, Wrong]:
         ("at margins", margin_mutants),
     ):
         found |= {name: Wrong(f"{where}: {family(name)}", call) for name, call in of.MUTANTS.items()}
-    for place in PLACES:
-        for kind, faults in (("cell", CELL_FAULTS), ("sequence", SEQUENCE_FAULTS)):
-            found |= {f"{f}, in {place}": Wrong(f"{kind}, in {place}", fault_at(f, place)) for f in faults}
+    for place in (*PLACES, *CALLS_WITH):
+        of_sequences = SEQUENCE_FAULTS if place in PLACES else ANYWHERE_FAULTS
+        found |= {f"{f}, in {place}": Wrong(f"cell, in {place}", fault_at(f, place)) for f in CELL_FAULTS}
+        found |= {
+            f"{f}, in {place}": Wrong(f"sequence, in {place}", fault_at(f, place)) for f in of_sequences
+        }
         found |= {
             f"{w}, in {place}": Wrong(f"parameters, in {place}", parameters_at(w, place)) for w in CHANGES
         }
+    # With a projection, these two faults need P = H.
+    for fault in ("dweight_hh with the new h", "weight_hh transposed"):
+        del found[f"{fault}, in calls with a projection"]
     return found
 
 
@@ -221,6 +241,9 @@ def explain(op: str, config: Config, a: Arrays, got: Arrays, dtype: str) -> str:
     if shares[near[0]] < CLOSE:
         alike = [name for name in near[:3] if shares[name] < CLOSE]
         return f"as if: {', or: '.join(alike)} (explains all but {shares[near[0]]:.1g} of the error)"
+    narrow = NARROWER.get(dtype, dtype)
+    if ROUNDED[0] < missed / UNITS[narrow] < ROUNDED[1]:
+        return f"as if: computed in {narrow} (the error has the size of its rounding errors)"
     said = f"none of {len(found)} wrong implementations explains the numbers"
     some = 1 - shares[near[0]]
     return f"{said}; the nearest, {near[0]!r}, explains {some:.0%} of the error" if some > LEAD else said

@@ -100,7 +100,10 @@ FAULTS = (
     "path through h cut",
     "path through c cut",
     "gradients flow through the padding",
+    "dy of the padding counted",
     "dx of one direction only",
+    "sigmoid by exp(v) / (1 + exp(v))",
+    "tanh by exp(2 v)",
 )
 
 VARIANT_FAULTS = (
@@ -252,6 +255,16 @@ def taken_as_columns(a: np.ndarray) -> np.ndarray:
     return a.reshape(a.shape[::-1]).T
 
 
+def directions_first(op: str, config: Config, a: Arrays) -> Arrays:
+    """Run an LSTM whose states are of every layer in one direction, and then of every layer in the other."""
+    at: np.ndarray = np.arange(config.get("num_layers", 1) * (1 + bool(config.get("bidirectional"))))
+    at = at.reshape(1 + bool(config.get("bidirectional")), -1).T.ravel()
+    read = {n: v[at] if n in ("h_0", "c_0", "dh_n", "dc_n") else v for n, v in a.items()}
+    got = LSTM().call(op, config, read if op.startswith("module") else a)
+    written = ("h_n", "c_n", "dh_0", "dc_0") if op.startswith("module") else ()
+    return {n: v[np.argsort(at)] if n in written else v for n, v in got.items()}
+
+
 def flipped(a: np.ndarray) -> np.ndarray:
     return a[::-1]
 
@@ -279,6 +292,9 @@ MUTANTS: dict[str, Call] = {
     "bias_ih dropped": given(("bias_ih",), np.zeros_like),
     "bias_hh dropped": given(("bias_hh",), np.zeros_like),
     "biases counted twice": given(("bias",), lambda a: 2 * a),
+    "bias_ih counted twice": given(("bias_ih",), lambda a: 2 * a),
+    "bias_hh counted twice": given(("bias_hh",), lambda a: 2 * a),
+    "states before and after by direction first": directions_first,
     "h_0 and c_0 swapped": swapped("h_0", "c_0"),
     "h_n and c_n swapped": swapped("h_n", "c_n", after=True),
     "dh_0 and dc_0 swapped": swapped("dh_0", "dc_0", after=True),

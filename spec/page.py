@@ -35,6 +35,7 @@ TITLES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "litert": "LiteRT",
+    "tinygrad": "tinygrad",
 }
 CLAUSE = re.compile(r"^\*\*(XPL-[A-Z]+-\d{3})\*\* ", re.MULTILINE)
 

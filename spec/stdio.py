@@ -47,6 +47,8 @@ class Stdio:
         return {"name": "stdio", "version": "", "library": "stdio", "kernel": shlex.join(self.command)}
 
     def why_unavailable(self) -> str | None:
+        if not self.command:
+            return "--stdio needs the command of a program"
         found = shutil.which(self.command[0])
         return None if found else f"the program {self.command[0]!r} does not exist"
 
@@ -151,4 +153,7 @@ def written(a: np.ndarray) -> Any:
 
 
 def read(a: Any, dtype: str) -> np.ndarray:
+    if None in a["data"]:
+        msg = "data contain null; NaN and infinities are the strings nan, inf and -inf"
+        raise ValueError(msg)
     return np.array([float(v) for v in a["data"]], dtype).reshape(a["shape"])

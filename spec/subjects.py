@@ -9,13 +9,13 @@ from functools import cache
 
 from spec.subject import Adapter
 
-SLOW = ("dask", "flax", "flax_lstm_cell", "jax", "keras", "openvino", "tensorflow")
+SLOW = ("dask", "flax", "flax_lstm_cell", "jax", "keras", "openvino", "tensorflow", "tinygrad")
 """Libraries and peers of which a run without a choice asks a sample: they compile or plan every call."""
 ABORT = ("openvino",)
 """Peers that end the process in some calls: by name each is run in a process of its own."""
 PEERS = (
     *("torch", "torch_autocast", "jax", "flax", "flax_lstm_cell", "keras", "mlx", "tensorflow"),
-    *("onnx", "onnxruntime", "openvino", "litert"),
+    *("onnx", "onnxruntime", "openvino", "litert", "tinygrad"),
 )
 
 

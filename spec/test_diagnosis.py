@@ -12,7 +12,7 @@ import pytest
 from spec import calls, test_sized
 from spec.calls import CASES, expected, given
 from spec.cases import Case, Chosen
-from spec.diagnosis import PLACES, WRONGS, explain
+from spec.diagnosis import CALLS_WITH, PLACES, WRONGS, explain
 from spec.kills import finds
 from spec.offers import Offered
 from spec.questions import PASSES, say
@@ -21,12 +21,19 @@ from spec.stdio import Stdio
 from spec.subject import Arrays, Config
 from spec.test_stdio import PYTEST
 from spec.wrong import LSTM
+from spec.wrong_cell import Exact
 from spec.wrong_gru import GRU
 
 DEEP = "two-directions-3-p0"
 DEEPER = (DEEP, "options-14-reset", "threes-51")
 """Calls of three layers and two directions; the last two have lengths, masks or resets."""
-PLACED = [name for name in WRONGS if name.endswith(PLACES)]
+WITH = {
+    "calls with a projection": ("noise-of-all-resets",),
+    "calls with lengths": ("resets-lengths-two-directions",),
+    "calls with a mask": ("options-3-reset",),
+}
+"""Calls that show faults of `CALLS_WITH`."""
+PLACED = [name for name in WRONGS if name.endswith((*PLACES, *CALLS_WITH))]
 SUBJECT = """\
 from spec.sized_mutants import Wrong
 from spec.diagnosis import WRONGS
@@ -44,7 +51,8 @@ def test_there_are_more_than_five_hundred_wrong_lstms() -> None:
 @pytest.mark.parametrize("name", PLACED)
 def test_a_fault_at_one_place_is_found(name: str) -> None:
     with np.errstate(all="ignore"):
-        assert any(finds(calls, call, name, given(call, "float64")) for call in DEEPER)
+        shown = WITH.get(name.rpartition(", in ")[2], DEEPER)
+        assert any(finds(calls, call, name, given(call, "float64")) for call in shown)
 
 
 RECOGNISED = [
@@ -168,6 +176,27 @@ def test_right_numbers_are_not_explained() -> None:
     case = CASES[DEEP]
     a = dict(given(DEEP, "float64"))
     assert explain(f"{case.op}_vjp", case.config, a, expected(DEEP, "float64"), "float64") == ""
+
+
+class Narrow(Exact):
+    """Arithmetic that stores every product and sum in a narrower dtype."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+
+    def product(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return self.rounded(a @ b)
+
+    def rounded(self, v: np.ndarray, ulps: float = 1.0) -> np.ndarray:  # noqa: ARG002 - of the estimate alone
+        return v.astype(self.dtype).astype("float64")
+
+
+@pytest.mark.parametrize(("dtype", "narrow"), [("float64", "float32"), ("float32", "float16")])
+def test_the_rounding_errors_of_a_narrower_dtype_are_named(dtype: str, narrow: str) -> None:
+    case, a = CASES[DEEP], dict(given(DEEP, dtype))
+    got = LSTM(arithmetic=Narrow(narrow)).call(case.op, case.config, a)
+    said = explain(case.op, case.config, a, got, dtype)
+    assert said == f"as if: computed in {narrow} (the error has the size of its rounding errors)"
 
 
 def test_numbers_of_no_wrong_lstm_are_called_so() -> None:

@@ -17,7 +17,7 @@ from spec import report
 from spec.calls import CASES, given
 from spec.offers import TINY, Offered
 from spec.records import RECORDS, arrays, errors
-from spec.stdio import HANGS, Stdio
+from spec.stdio import HANGS, Stdio, read
 from spec.subject import Refused, Unsupported
 
 FOLDER = Path(__file__).parent
@@ -124,6 +124,11 @@ def test_a_stray_line_fails_one_question_alone(echo: Callable[..., Stdio]) -> No
         np.testing.assert_array_equal(program.call("layer", {}, {"x": np.full(2, value)})["y"], value)
 
 
+def test_a_null_among_the_numbers_is_named() -> None:
+    with pytest.raises(ValueError, match="data contain null; NaN and infinities are the strings"):
+        read({"shape": [2], "data": [1.0, None]}, "float64")
+
+
 def test_an_answer_to_another_question_is_an_error(echo: Callable[..., Stdio]) -> None:
     with pytest.raises(RuntimeError, match="its id is 7, expected 1"):
         echo(number="7").call("layer", {}, {"x": np.ones(2)})
@@ -216,6 +221,7 @@ def suite(*arguments: str, path: str = str(FOLDER.parent)) -> subprocess.Complet
     ("arguments", "words"),
     [
         (("--stdio", ""), "--stdio needs the command of a program"),
+        (("--stdio", "no-such-program --fast"), "the program 'no-such-program' does not exist"),
         (
             ("--stdio", "cat", "--deviations", "nowhere.txt"),
             "the list of deviations 'nowhere.txt' does not exist",
@@ -234,10 +240,19 @@ def test_wrong_arguments_are_named(arguments: tuple[str, ...], words: str) -> No
     assert "Traceback" not in found.stderr
 
 
-def test_a_report_needs_a_program_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("no-such-program", "the program 'no-such-program' does not exist"),
+        ("", "--stdio needs the command of a program"),
+    ],
+)
+def test_a_report_needs_a_program_that_exists(
+    command: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        report.main(["--stdio", "no-such-program", "--out", str(tmp_path / "new")])
-    assert "the program 'no-such-program' does not exist" in capsys.readouterr().err
+        report.main(["--stdio", command, "--out", str(tmp_path / "new")])
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

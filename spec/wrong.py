@@ -260,7 +260,8 @@ class LSTM(Faulty):
                     grads[f"d{name}"] = grads[f"d{name}"] + self.added(row, now)
             if not self.has("gradients cross resets"):
                 dh_old, dc_old = (np.where(s.begins, 0.0, v) for v in (dh_old, dc_old))
-            dh, dc = np.where(now, dh_old, dh), np.where(now, dc_old, dc)
+            held = dh + dy[s.t] if self.has("dy of the padding counted") else dh
+            dh, dc = np.where(now, dh_old, held), np.where(now, dc_old, dc)
             if self.has("gradients flow through the padding"):
                 dh, dc = np.where(now, dh, 0), np.where(now, dc, 0)
         if weight_mask is not None and not self.has("weight dropout not in the backward pass"):

@@ -58,6 +58,14 @@ def stretched(a: float, b: float) -> Activation:
     return Activation(lambda z: a * np.tanh(b * z), lambda _, y: a * b * (1 - (y / a) ** 2) if a else 0 * y)
 
 
+def overflowing_sigmoid(z: Array) -> Array:
+    return np.asarray(np.exp(z) / (1 + np.exp(z)))
+
+
+def overflowing_tanh(z: Array) -> Array:
+    return np.asarray((np.exp(2 * z) - 1) / (np.exp(2 * z) + 1))
+
+
 SIGMOID = Activation(sigmoid, lambda _, y: y * (1 - y))
 ACTIVATIONS: dict[str, tuple[Callable[..., Activation], tuple[float, ...]]] = {
     "sigmoid": (lambda: SIGMOID, ()),
@@ -291,6 +299,7 @@ class Cell(Faulty):
         i, f = self.gate(clipped["i"], F), self.gate(clipped["f"], F)
         g = A.curved(G.value(clipped["g"]))
         g = sigmoid(z_g) if self.has("sigmoid for g") else g
+        g = overflowing_tanh(z_g) if self.has("tanh by exp(2 v)") else g
         g = np.maximum(z_g, 0) if self.has("relu for g") else g
         if after:
             i, f, g = self.clip(i, "i"), self.clip(f, "f"), self.clip(g, "g")
@@ -320,6 +329,8 @@ class Cell(Faulty):
     def gate(self, z: Array, F: Activation) -> Array:
         if self.has("hard sigmoid"):
             return np.clip(0.2 * z + 0.5, 0, 1)
+        if self.has("sigmoid by exp(v) / (1 + exp(v))"):
+            return overflowing_sigmoid(z)
         return np.tanh(z) if self.has("tanh for the gates") else self.arithmetic.curved(F.value(z))
 
     def outputs(self, s: SimpleNamespace) -> None:
