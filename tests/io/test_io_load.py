@@ -641,10 +641,29 @@ def test_what_flax_wrote_as_msgpack_is_told_the_way(name, tmp_path):
         io.load(path)
 
 
-def test_a_cell_that_is_no_lstm_is_called_what_it_is(torch):
-    cell = torch.nn.RNNCell(I, H)
-    with pytest.raises(FormatError, match="that of an Elman RNN, which format 'torch' does not have"):
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_an_rnn_cell_is_an_rnn(nonlinearity, bias, torch):
+    cell = torch.nn.RNNCell(I, H, bias=bias, nonlinearity=nonlinearity)
+    x, h = torch.randn(3, 2, I), torch.randn(2, H)
+    wanted = [h := cell(step, h) for step in x]
+    start = wanted[0].detach().numpy()[None]
+    with pytest.raises(ArgumentError, match="nonlinearity is not stored in the mapping"):
         io.load(cell.state_dict())
+    both = torch.nn.Sequential(cell, torch.nn.Linear(H, 2))
+    for ours in (
+        io.load(cell),
+        io.load(both, prefix="0"),
+        io.load(both.state_dict(), prefix="0", nonlinearity=nonlinearity),
+    ):
+        y, _ = ours(x[1:].numpy(), start)
+        np.testing.assert_allclose(y, torch.stack(wanted[1:]).detach().numpy(), rtol=0, atol=1e-6)
+
+
+def test_a_cell_that_is_no_lstm_is_called_what_it_is():
+    elman = {"weight_ih": np.ones((H, I), "f4"), "weight_hh": np.ones((H, H), "f4"), "bias": np.ones(H, "f4")}
+    with pytest.raises(FormatError, match="that of an Elman RNN, which format 'equinox' does not have"):
+        io.load(elman)
 
 
 def test_checkpoints_hold_what_training_leaves(tmp_path, torch):

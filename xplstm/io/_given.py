@@ -272,7 +272,8 @@ def _options_of(module: Any) -> dict[str, dict[str, Any]]:
     for prefix, one in module.named_modules(remove_duplicate=False):
         # Dynamic quantisation replaces the first attribute with the second.
         compiled = hasattr(one, "_orig_mod")  # has the attributes of the module inside it too
-        if not compiled and (hasattr(one, "_flat_weights_names") or hasattr(one, "_all_weight_values")):
+        is_layer = hasattr(one, "_flat_weights_names") or hasattr(one, "_all_weight_values")
+        if not compiled and (is_layer or isinstance(getattr(one, "nonlinearity", None), str)):
             given = {name: kind(getattr(one, name)) for name, kind in _OPTIONS.items() if hasattr(one, name)}
             given |= {"nonlinearity": _MODES[one.mode]} if getattr(one, "mode", None) in _MODES else {}
             options[prefix] = {name: value for name, value in given.items() if value}

@@ -15,16 +15,16 @@ from xplstm._typing import Array
 from xplstm.cells.params import LSTMParams
 from xplstm.io import layers
 from xplstm.io._contents import Contents, Found
-from xplstm.io._written import no_place, plain
+from xplstm.io._written import no_place, options_of, plain
 from xplstm.nn._module import Recurrent
 
 # Gates of the parameters of this package, in order.
-GATES = {"LSTM": "ifgo", "GRU": "rzn"}
+GATES = {"LSTM": "ifgo", "GRU": "rzn", "RNN": "h"}
 ROWS = "rows i, f, g, o"
 
 
 class Single(NamedTuple):
-    """Layout of one layer and direction of a standard LSTM or GRU."""
+    """Layout of one layer and direction of a standard LSTM, a GRU or an RNN."""
 
     name: str
     ih: tuple[str, ...]
@@ -170,8 +170,10 @@ class Single(NamedTuple):
 
     def _shift_forget(self, xp: Any, bias: Array, by: float) -> Array:
         """Add a number to every unit of the forget gate in a bias."""
+        if not by:
+            return bias
         i, f, *rest = _blocks(bias, len(self.ours))
-        return xp.concat([i, f + xp.full_like(f, by), *rest], axis=0) if by else bias
+        return xp.concat([i, f + xp.full_like(f, by), *rest], axis=0)
 
     def write(self, params: LSTMParams, reset_after: bool = True) -> dict[str, Array]:
         """Convert the parameters of this package to arrays with the names of this layout.
@@ -241,12 +243,15 @@ class Single(NamedTuple):
         options: dict[str, Any] = {} if problem else self._sizes(shapes) | {"bias": bool(groups)}
         if self.paired and groups and not problem:
             options["reset_after"] = len(shapes[self.biases[0][0]]) == 2
+        if self.kind == "RNN" and not problem:
+            options |= options_of(contents, prefix[:-1], self.kind)
         there = tuple(prefix + name for name in names if name not in missing)
         params = partial(self._params, contents, prefix, names)
         # Files of cells with a projection do not contain the clip values.
         undetermined: tuple[str, ...] = ("variant",) if self.hr in shapes else ()
         # Without biases, no shape shows where the reset gate applies.
         undetermined += ("reset_after",) if self.paired and not groups else ()
+        undetermined += ("nonlinearity",) if self.kind == "RNN" else ()
         return Found(
             prefix[:-1], self.name, self.kind, options, self.gates, there, params, problem, undetermined
         )
@@ -341,9 +346,9 @@ _PACKED_CELL = TORCH_CELL._replace(
 )
 TORCH_CELL = TORCH_CELL._replace(
     also=(
-        TORCH_CELL._replace(order="rzn", kind="GRU"),
+        *(TORCH_CELL._replace(order=GATES[kind], kind=kind) for kind in ("GRU", "RNN")),
         _PACKED_CELL,
-        _PACKED_CELL._replace(order="rzn", kind="GRU"),
+        *(_PACKED_CELL._replace(order=GATES[kind], kind=kind) for kind in ("GRU", "RNN")),
     )
 )
 EQUINOX = Single("equinox", ("weight_ih",), ("weight_hh",), (("bias",),), foreign=("bias_ih", "bias_hh"))
