@@ -12,7 +12,7 @@ from spec.peers.peer import Peer, as_layer, as_module, one_bias
 from spec.subject import Arrays, Config, Refused
 
 LONGEST = 32
-"""Steps of one call: the graph of more steps exceeds Python's recursion limit, or takes minutes."""
+"""Steps of one call: the kernels of each step are compiled, which takes one or two seconds with gradients."""
 
 
 class Subject(Peer):
@@ -54,7 +54,7 @@ class Subject(Peer):
             a = {name: given(arrays[name]) for name in names}
             results = self.outputs(config, a)
             if "dy" in arrays:
-                total = sum((results[n] * given(arrays[f"d{n}"])).sum() for n in [*results])
+                total = sum((results[n] * given(arrays[f"d{n}"])).sum() for n in results)
                 gradients = total.gradient(*a.values())
                 results |= {f"d{name}": one for name, one in zip(names, gradients, strict=True)}
             # One graph for all results: alone, each would run the whole LSTM again.
