@@ -213,7 +213,7 @@ def spec(session: nox.Session, library: str) -> None:
 
 @nox.session(tags=["report"])
 def conformance(session: nox.Session) -> None:
-    """Write the conformance page from one environment with all subjects; one to two hours."""
+    """Write the conformance page from one environment with all subjects; 1 to 2 hours, more with Clang."""
     install(session, ".[test]", *pinned(*VERSIONS))
     # A second run asks again only the subjects whose adapter, list or version has changed.
     kept = Path(session.create_tmp()).absolute() / "kept"

@@ -257,12 +257,12 @@ def taken_as_columns(a: np.ndarray) -> np.ndarray:
 
 def directions_first(op: str, config: Config, a: Arrays) -> Arrays:
     """Run an LSTM whose states are of every layer in one direction, and then of every layer in the other."""
-    at: np.ndarray = np.arange(config.get("num_layers", 1) * (1 + bool(config.get("bidirectional"))))
-    at = at.reshape(1 + bool(config.get("bidirectional")), -1).T.ravel()
+    if op.startswith("layer"):
+        return LSTM().call(op, config, a)
+    at: np.ndarray = np.arange(len(a["h_0"])).reshape(1 + bool(config["bidirectional"]), -1).T.ravel()
     read = {n: v[at] if n in ("h_0", "c_0", "dh_n", "dc_n") else v for n, v in a.items()}
-    got = LSTM().call(op, config, read if op.startswith("module") else a)
-    written = ("h_n", "c_n", "dh_0", "dc_0") if op.startswith("module") else ()
-    return {n: v[np.argsort(at)] if n in written else v for n, v in got.items()}
+    got = LSTM().call(op, config, read)
+    return {n: v[np.argsort(at)] if n in ("h_n", "c_n", "dh_0", "dc_0") else v for n, v in got.items()}
 
 
 def flipped(a: np.ndarray) -> np.ndarray:

@@ -91,6 +91,17 @@ def test_a_quantised_cell(kind: str, tmp_path: Any, torch: Any) -> None:
     np.testing.assert_allclose(ours(x.numpy())[0][0], h, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_a_quantised_rnn_cell(nonlinearity: str, tmp_path: Any, torch: Any) -> None:
+    cell = torch.nn.RNNCell(I, H, nonlinearity=nonlinearity)
+    theirs, x = stored(torch, cell, tmp_path / "q.pt", "qint8"), torch.randn(1, BATCH, I)
+    for ours in (
+        io.load(theirs, dtype="float32"),
+        io.load(tmp_path / "q.pt", dtype="float32", nonlinearity=nonlinearity),
+    ):
+        np.testing.assert_allclose(ours(x.numpy())[0][0], theirs(x[0]).detach().numpy(), rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("given", ["module", "inside", "state dict", "nested"])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "LSTMCell", "GRUCell"])
 def test_quantised_modules_themselves(kind: str, given: str, tmp_path: Any, torch: Any) -> None:

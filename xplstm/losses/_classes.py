@@ -54,9 +54,9 @@ def softmax_cross_entropy(
     mask : array of bool, shape (...), optional
         True where an element is included. If none is included, the loss and its gradient are 0.
     weights : array of floats, optional
-        Weight of each element, at least 0 and finite. An element with weight 0 is excluded, as
-        with `mask`. The shape must broadcast to that of `mask`: ``(B,)`` weights samples, and ``(T, 1)``
-        weights steps.
+        Weight of each element, at least 0 and finite. An element with weight 0 is excluded, as with `mask`,
+        but its target must still be a class. The shape must broadcast to that of `targets`: ``(B,)`` weights
+        samples, and ``(T, 1)`` weights steps.
     class_weights : array of floats, shape (V,), optional
         Weight of each class, at least 0 and finite. The divisor of the mean is then the sum of the weights
         of all targets.
