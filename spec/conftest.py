@@ -14,7 +14,7 @@ from spec import deviations
 from spec.calls import CASES
 from spec.cases import Case, Chosen, case_of
 from spec.offers import Offered
-from spec.questions import MOST, say
+from spec.questions import MOST, is_invalid_answer, say
 from spec.served import Served
 from spec.stdio import PATIENCE, Stdio
 from spec.subject import Adapter
@@ -240,7 +240,8 @@ def pytest_runtest_makereport(
     case = case_of(item)
     if report.failed and case is not None:
         done = item.config.stash.get(EXPLAINED, 0)
-        said = say(case) if done < MOST and call.when == "call" else ""
+        judgeable = call.when == "call" and not is_invalid_answer(call.excinfo and call.excinfo.value)
+        said = say(case) if done < MOST and judgeable else ""
         if said:
             item.config.stash[EXPLAINED] = done + 1
             report.sections.append((WRONG, said))

@@ -69,9 +69,7 @@ Run with Python {python} on {system}, {packages}. {age}
 
 ## Clause by clause
 
-```{{container}} matrix
 {matrix}
-```
 
 ## What they do otherwise
 
@@ -89,6 +87,8 @@ Run with Python {python} on {system}, {packages}. {age}
 """
 
 
+PLAIN_TARGET = '<a id="{}"></a>\n'
+"""A link target outside these documents; the empty line after it keeps the clause a paragraph."""
 IN_DOCS = """\
 `python -m spec report` writes this page, and {download}`conformance.json`, which holds every number.
 [Testing another LSTM](guides/specification.md) says how to test one more."""
@@ -97,12 +97,16 @@ OF_PROGRAM = """\
 [conformance.json](conformance.json) with every number."""
 
 
+def is_of_program(report: Report) -> bool:
+    """Return whether a report is of one program: no page of these documents, with failures unexamined."""
+    return [*report["subjects"]] == ["stdio"]
+
+
 def rendered(report: Report) -> str:
     """Return the Markdown of a report."""
-    # A report of one program is no page of these documents, and its failures were not examined.
-    program = [*report["subjects"]] == ["stdio"]
+    program = is_of_program(report)
     packages = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
-    return PAGE.format(
+    found = PAGE.format(
         result=result_of(report),
         checked="" if program else "; all were checked by hand",
         source=OF_PROGRAM.format(command=report["subjects"]["stdio"]["kernel"]) if program else IN_DOCS,
@@ -110,12 +114,14 @@ def rendered(report: Report) -> str:
         summary=summary(report),
         **report["host"],
         packages=packages,
-        matrix=matrix(report),
+        matrix=matrix(report) if program else f"```{{container}} matrix\n{matrix(report)}\n```",
         deviating=by_implementation(report, ("failed", "deviates")),
         lacking=by_implementation(report, ("not offered",)),
         unknown=by_implementation(report, ("not run",)),
         engines=engines(report),
     )
+    # Documentation builds the clauses into its links; a report of one program has them in a second file.
+    return found.replace("(#xpl-", "(clauses.md#xpl-") if program else found
 
 
 def result_of(report: Report) -> str:
@@ -203,9 +209,9 @@ def matrix(report: Report) -> str:
     return table(("clause", *map(title, found)), rows)
 
 
-def with_anchors(prose: str) -> str:
-    """Return the specification as a page with a link target for each clause."""
-    return CLAUSE.sub(lambda match: f"({match[1].lower()})=\n{match[0]}", prose)
+def with_anchors(prose: str, target: str = "({})=") -> str:
+    """Return the specification as a page with a link target for each clause, by default in MyST's syntax."""
+    return CLAUSE.sub(lambda match: f"{target.format(match[1].lower())}\n{match[0]}", prose)
 
 
 def opening(text: str) -> str:

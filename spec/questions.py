@@ -11,6 +11,7 @@ import pytest
 
 from spec.cases import Case
 from spec.offers import Offered
+from spec.stdio import InvalidAnswer
 from spec.subject import Adapter, Arrays, Config, Refused, Unsupported
 
 MOST = 10
@@ -66,6 +67,13 @@ class Recorded:
             raise
         self.answers.append(Answer(op, given[1], given[0], {n: v.copy() for n, v in got.items()}))
         return got
+
+
+def is_invalid_answer(error: BaseException | None) -> bool:
+    """Return whether a line of a program that is no answer caused an error: repeated, its case may pass."""
+    while error is not None and not isinstance(error, InvalidAnswer):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def say(case: Case) -> str:

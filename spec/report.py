@@ -256,7 +256,8 @@ def write(report: dict[str, Any], folder: Path) -> None:
     (folder / "conformance.svg").write_text(picture.drawn(report), encoding="utf-8")
     (folder / "conformance.md").write_text(page.rendered(report), encoding="utf-8")
     prose = clauses.SPEC.read_text(encoding="utf-8")
-    (folder / "clauses.md").write_text(page.with_anchors(prose), encoding="utf-8")
+    anchors = {"target": page.PLAIN_TARGET} if page.is_of_program(report) else {}
+    (folder / "clauses.md").write_text(page.with_anchors(prose, **anchors), encoding="utf-8")
 
 
 def main(arguments: Sequence[str], prog: str = "python -m spec report") -> int:

@@ -32,11 +32,15 @@ class Failed(Exception):
     """The call failed, and the program waits for the next request."""
 
 
+class InvalidAnswer(RuntimeError):
+    """The program's line is no answer to the request."""
+
+
 class Stdio:
     """Program that is started by the first request."""
 
     def __init__(self, command: str, patience: float = PATIENCE) -> None:
-        self.command = shlex.split(command)
+        self.command, self.unreadable = words(command)
         self.patience = patience
         self.hangs = 0
         self.asked = 0
@@ -47,6 +51,8 @@ class Stdio:
         return {"name": "stdio", "version": "", "library": "stdio", "kernel": shlex.join(self.command)}
 
     def why_unavailable(self) -> str | None:
+        if self.unreadable:
+            return self.unreadable
         if not self.command:
             return "--stdio needs the command of a program"
         found = shutil.which(self.command[0])
@@ -76,7 +82,7 @@ class Stdio:
             if isinstance(error, json.JSONDecodeError):
                 self.skip_answer()
             msg = f"{shlex.join(self.command)} gave an invalid answer, {line[:200]!r}: {error!r}"
-            raise RuntimeError(msg) from error
+            raise InvalidAnswer(msg) from error
 
     def skip_answer(self) -> None:
         """Skip the answer that follows an unexpected line; otherwise the next request would get it."""
@@ -143,6 +149,14 @@ class Stdio:
             self.process.communicate()
             self.process = None
         self.listener.shutdown()
+
+
+def words(command: str) -> tuple[list[str], str]:
+    """Split a command as a shell does; return its words, or none and the reason."""
+    try:
+        return shlex.split(command), ""
+    except ValueError as error:
+        return [], f"the command {command!r} cannot be split into words: {error}"
 
 
 def written(a: np.ndarray) -> Any:

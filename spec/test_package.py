@@ -142,6 +142,11 @@ def test_a_program_gets_a_report(site: Path, tmp_path: Path) -> None:
     assert "stdio not installed" not in page, "a program has no version, but it was run"
     assert "checked by hand" not in page
     assert "guides/" not in page, "a link to a page that is not written"
+    prose = (tmp_path / "clauses.md").read_text(encoding="utf-8")
+    assert "{container}" not in page, "syntax that only Sphinx reads"
+    assert ")=\n" not in prose, "syntax that only Sphinx reads"
+    assert "(clauses.md#xpl-num-001)" in page
+    assert '<a id="xpl-num-001"></a>' in prose
     results = json.loads((tmp_path / "conformance.json").read_text(encoding="utf-8"))["results"]["stdio"]
     assert results["XPL-SEQ-011"]["status"] == "not offered", "a program gets no strides"
     assert results["XPL-ERR-004"]["status"] == "passed"

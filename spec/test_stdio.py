@@ -221,6 +221,7 @@ def suite(*arguments: str, path: str = str(FOLDER.parent)) -> subprocess.Complet
     ("arguments", "words"),
     [
         (("--stdio", ""), "--stdio needs the command of a program"),
+        (("--stdio", "cat 'mine"), "cannot be split into words: No closing quotation"),
         (("--stdio", "no-such-program --fast"), "the program 'no-such-program' does not exist"),
         (
             ("--stdio", "cat", "--deviations", "nowhere.txt"),
@@ -245,6 +246,7 @@ def test_wrong_arguments_are_named(arguments: tuple[str, ...], words: str) -> No
     [
         ("no-such-program", "the program 'no-such-program' does not exist"),
         ("", "--stdio needs the command of a program"),
+        ("cat 'mine", "cannot be split into words"),
     ],
 )
 def test_a_report_needs_a_program_that_exists(
@@ -271,6 +273,18 @@ def test_biases_are_stated_in_every_request(tmp_path: Path) -> None:
     for more, bias in (({"bias_ih": np.ones(2)}, 1), ({}, 0)):
         assert program.call("layer", {}, {"x": np.ones(2), **more})["y"] == bias
     program.close()
+
+
+def test_a_stray_line_is_not_taken_for_a_result_of_earlier_calls(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    # The line follows the tiny calls and the first answer, which is then right.
+    late = "for n, line in enumerate(sys.stdin):\n    if n == 1:\n        print('welcome', flush=True)\n"
+    source = program_of_the_guide().replace("for line in sys.stdin:\n", late)
+    path.write_text(source, encoding="utf-8")
+    found = suite("--stdio", f"{sys.executable} {path}", "-k", "test_outputs and cell-float64")
+    assert found.returncode == 1, found.stdout
+    assert "an invalid answer, 'welcome" in found.stdout
+    assert "depends on earlier calls" not in found.stdout
 
 
 def program_of_the_guide() -> str:
