@@ -11,15 +11,36 @@ import operator
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from xplstm._errors import ArgumentError, DTypeError
 
+T = TypeVar("T")
 LARGEST = 2**31 - 1
 """The largest size, because kernels count in 32-bit integers."""
 LARGEST_SEED = 2**128 - 1
+
+
+class Option(Generic[T]):
+    """Attribute that is checked whenever it is set, also after construction."""
+
+    def __init__(self, check: Callable[[str, Any], T]) -> None:
+        self._check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        # The class itself has no value; without one, tools that list members see no attribute.
+        if instance is None or self._name not in vars(instance):
+            raise AttributeError(self._name)
+        value: T = vars(instance)[self._name]
+        return value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        vars(instance)[self._name] = self._check(self._name, value)
 
 
 def size(name: str, value: Any, low: int = 1, high: int = LARGEST) -> int:
@@ -68,6 +89,11 @@ def in_range(name: str, value: Any, low: float, below: float) -> float:
     bound = f"in [{low}, {below})"
     number = _number(name, value, bound)
     return _check_bound(name, value, number, bound, low <= number < below)
+
+
+def at_least_zero(name: str, value: Any) -> float:
+    """Return a finite number of at least 0."""
+    return in_range(name, value, 0, math.inf)
 
 
 def probability(name: str, value: Any) -> float:

@@ -7,7 +7,6 @@ gives the same values on every backend.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
@@ -71,7 +70,7 @@ def uniform(shape: Shape, bound: float, rng: Seed = None) -> np.ndarray:
     True
     """
     largest = float(np.finfo(np.float64).max) / 2
-    if _values.in_range("bound", bound, 0, math.inf) > largest:
+    if _values.at_least_zero("bound", bound) > largest:
         msg = f"bound={bound} must be at most {largest}"
         raise ArgumentError(msg)
     return _values.generator("rng", rng).uniform(-bound, bound, _sizes("shape", shape))

@@ -58,6 +58,18 @@ def test_without_a_padding_id_every_id_is_read():
     assert not np.allclose(model(IDS)[0], model(IDS[:4, 0]))
 
 
+def test_pooling_that_is_set_later_is_checked(x):
+    model, each = features(pooling="last"), features(each_step=True)
+    with pytest.raises(xplstm.ArgumentError, match="pooling='median'"):
+        model.pooling = "median"
+    model.pooling = "mean"
+    np.testing.assert_array_equal(model(x), features(pooling="mean")(x))
+    with pytest.raises(xplstm.ArgumentError, match="pooling='mean' cannot be combined with each_step=True"):
+        each.pooling = "mean"
+    with pytest.raises(AttributeError):
+        each.each_step = False
+
+
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_pooling_is_over_the_steps_that_exist(x, pooling):
     model = features(pooling=pooling, bidirectional=True)

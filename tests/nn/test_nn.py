@@ -397,6 +397,8 @@ def test_linear(xp: Any, bias: bool) -> None:
 
 def test_dropout(xp: Any) -> None:
     dropout = xplstm.Dropout(0.25)
+    with pytest.raises(xplstm.ArgumentError, match=r"p=1\.0"):
+        dropout.p = 1.0
     x = xp.asarray(np.ones((50, 40), dtype=np.float32))
     assert dropout(x) is x
     y, pullback = dropout.vjp(x, rng=3)

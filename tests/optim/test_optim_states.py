@@ -322,6 +322,36 @@ def test_the_learning_rate_can_be_assigned():
 
 
 @pytest.mark.parametrize(
+    ("optimizer", "name", "wrong"),
+    [
+        (optim.SGD, "momentum", 1.0),
+        (optim.SGD, "groups", [Group("w", weight_decay=1.0)]),
+        (optim.Adam, "groups", Group("w", weight_decay=1.0)),
+        (optim.Adam, "betas", (0.9, 1.5)),
+        (optim.Adam, "betas", 0.9),
+        (optim.Adam, "eps", -1.0),
+        (optim.AdamW, "weight_decay", "0.1"),
+        (optim.AdamW, "no_decay", 3),
+    ],
+)
+def test_an_option_that_is_set_later_is_checked(optimizer, name, wrong):
+    one = optimizer(0.1)
+    before = getattr(one, name)
+    with pytest.raises(xplstm.XplstmError, match=rf"^{name}"):
+        setattr(one, name, wrong)
+    assert getattr(one, name) == before
+
+
+def test_an_option_can_be_set_later():
+    adam, grads = optim.AdamW(0.5, weight_decay=0.0), {"w": np.zeros(2)}
+    adam.weight_decay, adam.groups = 0.5, [Group("b", lr=0.0)]
+    updated = adam.update({"w": np.ones(2), "b": np.ones(2)}, {**grads, "b": np.ones(2)})
+    np.testing.assert_array_equal(updated["w"], np.full(2, 0.75))
+    np.testing.assert_array_equal(updated["b"], np.ones(2))
+    assert copy.copy(adam).weight_decay == 0.5
+
+
+@pytest.mark.parametrize(
     "schedule",
     [optim.warmup_cosine(1.0, 2, 5), optim.one_cycle(1.0, 5), optim.Plateau(1.0, patience=0)],
     ids=["warmup_cosine", "one_cycle", "plateau"],

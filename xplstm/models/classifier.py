@@ -169,11 +169,7 @@ class SequenceClassifier(Composite):
         class_weights: Sequence[float] | np.ndarray | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        self.each_step = _values.flag("each_step", each_step)
-        self.pooling = _values.one_of("pooling", pooling, ("last", *POOLS))
-        if self.each_step and self.pooling != "last":
-            msg = f"pooling={pooling!r} cannot be combined with each_step=True"
-            raise ArgumentError(msg)
+        self._each_step, self.pooling = _values.flag("each_step", each_step), pooling
         self.task = Task.of(task, class_weights, label_smoothing, self.linear.out_features)
         self.dropout = Dropout(_values.probability("dropout", dropout))
 
@@ -187,6 +183,24 @@ class SequenceClassifier(Composite):
             "class_weights": None if weights is None else list(weights),
             "label_smoothing": self.task.label_smoothing,
         }
+
+    @property
+    def each_step(self) -> bool:
+        """Whether the model classifies each step instead of the whole sequence."""
+        return self._each_step
+
+    @property
+    def pooling(self) -> str:
+        """What the linear layer sees of the outputs: the last, their mean or maximum. May be set."""
+        return self._pooling
+
+    @pooling.setter
+    def pooling(self, pooling: str) -> None:
+        pooling = _values.one_of("pooling", pooling, ("last", *POOLS))
+        if self.each_step and pooling != "last":
+            msg = f"pooling={pooling!r} cannot be combined with each_step=True"
+            raise ArgumentError(msg)
+        self._pooling = pooling
 
     def _fitting(self) -> dict[str, tuple[int, int]]:
         sizes = {"linear": (self.linear.out_features, self.lstm._stack.width)}

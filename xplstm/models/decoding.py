@@ -384,7 +384,7 @@ def _normalise(p: np.ndarray) -> np.ndarray:
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Check the ranges of the sampling options; NaN is outside every range."""
-    _values.in_range("temperature", temperature, 0, math.inf)
+    _values.at_least_zero("temperature", temperature)
     if top_k is not None:
         _values.size("top_k", top_k)
     if top_p is not None and not 0 < _values.finite("top_p", top_p) <= 1:

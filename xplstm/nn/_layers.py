@@ -305,8 +305,10 @@ class Dropout(Summary):
     [0.0, 2.0]
     """
 
+    p = _values.Option(_values.probability)
+
     def __init__(self, p: float) -> None:
-        self.p = _values.probability("p", p)
+        self.p = p
 
     def __repr__(self) -> str:
         return f"Dropout({self.p})"

@@ -80,11 +80,11 @@ class Group:
             msg = f"names={self.names!r} must have at least 1 name or pattern"
             raise ArgumentError(msg)
         object.__setattr__(self, "names", names)
-        _values.in_range("lr_scale", self.lr_scale, 0, math.inf)
+        _values.at_least_zero("lr_scale", self.lr_scale)
         if self.lr is not None:
             _check_rate(self.lr)
         if self.weight_decay is not None:
-            _values.in_range("weight_decay", self.weight_decay, 0, math.inf)
+            _values.at_least_zero("weight_decay", self.weight_decay)
 
 
 def patterns(argument: str, given: str | Iterable[str]) -> tuple[str, ...]:
@@ -117,15 +117,14 @@ class Optimizer(Summary, ABC):
     _options: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that contain the options of a subclass."""
 
+    _decays: ClassVar[bool] = False
+    """Whether a subclass has a weight decay."""
+
     _columns = ("state", "of", "numbers")
 
     def __init__(self, lr: LearningRate, averages: tuple[str, ...], groups: Sequence[Group] = ()) -> None:
         self.lr = lr
-        self.groups = tuple(groups) if isinstance(groups, Sequence) else (groups,)
-        for group in self.groups:
-            if not isinstance(group, Group):
-                msg = f"groups={groups!r} must be a sequence of xplstm.optim.Group"
-                raise DTypeError(msg)
+        self.groups = groups
         self._averages: Averages = {kind: {} for kind in (*averages, MASTER)}
         self._counts = bool(averages)
         self._steps: dict[str, int] = {}
@@ -156,6 +155,23 @@ class Optimizer(Summary, ABC):
     @lr.setter
     def lr(self, lr: LearningRate) -> None:
         self._lr = _check_rate(lr)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Other options for some parameters. May be set to a sequence of groups."""
+        return self._groups
+
+    @groups.setter
+    def groups(self, groups: Sequence[Group]) -> None:
+        given = tuple(groups) if isinstance(groups, Sequence) else (groups,)
+        for group in given:
+            if not isinstance(group, Group):
+                msg = f"groups={groups!r} must be a sequence of xplstm.optim.Group"
+                raise DTypeError(msg)
+            if group.weight_decay is not None and not self._decays:
+                msg = f"groups has {group!r}, but {type(self).__name__} has no weight decay; use AdamW"
+                raise ArgumentError(msg)
+        self._groups = given
 
     @property
     def schedule(self) -> Callable[[int], float] | None:
@@ -253,7 +269,7 @@ class Optimizer(Summary, ABC):
 
     def _rate(self, lr: LearningRate) -> float:
         """Return the current value of a learning rate."""
-        return _values.in_range("lr", lr(self.step), 0, math.inf) if callable(lr) else lr
+        return _values.at_least_zero("lr", lr(self.step)) if callable(lr) else lr
 
     def _state_of(self, p: Array, tied: list[str]) -> dict[str, Array]:
         """Return the averages of one parameter by kind, checked to match the parameter."""
@@ -474,7 +490,7 @@ def _check_rate(lr: LearningRate) -> LearningRate:
     if isinstance(lr, type):
         msg = f"lr={lr!r} is a class, expected a number or a function of the step"
         raise DTypeError(msg)
-    return lr if callable(lr) else _values.in_range("lr", lr, 0, math.inf)
+    return lr if callable(lr) else _values.at_least_zero("lr", lr)
 
 
 def _check_names(params: Params, grads: Params) -> None:

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from xplstm import _array, _values
-from xplstm._errors import ArgumentError, DTypeError
+from xplstm._errors import DTypeError
 from xplstm._typing import Array
 from xplstm.optim._optimizer import Group, Optimizer, Rule, matches, patterns
 from xplstm.optim._schedules import LearningRate
+
+
+def _two_decays(name: str, betas: Any) -> tuple[float, float]:
+    """Return the checked decay rates of two averages."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        msg = f"{name}={betas!r} must be a pair of numbers in [0, 1)"
+        raise DTypeError(msg)
+    return _values.probability(f"{name}[0]", betas[0]), _values.probability(f"{name}[1]", betas[1])
 
 
 class SGD(Optimizer):
@@ -50,9 +58,8 @@ class SGD(Optimizer):
     _options = ("momentum",)
 
     def __init__(self, lr: LearningRate, momentum: float = 0.0, *, groups: Sequence[Group] = ()) -> None:
-        self._momentum = _values.in_range("momentum", momentum, 0, 1)
+        self._momentum = _values.probability("momentum", momentum)
         super().__init__(lr, ("momentum",) if self._momentum else (), groups)
-        _check_no_decay(self)
 
     @property
     def momentum(self) -> float:
@@ -61,7 +68,7 @@ class SGD(Optimizer):
 
     @momentum.setter
     def momentum(self, momentum: float) -> None:
-        self._momentum = _values.in_range("momentum", momentum, 0, 1)
+        self._momentum = _values.probability("momentum", momentum)
         if self._momentum:
             self._averages.setdefault("momentum", {})
             self._counts = True
@@ -105,6 +112,9 @@ class Adam(Optimizer):
 
     _options: ClassVar[tuple[str, ...]] = ("betas", "eps")
 
+    betas = _values.Option(_two_decays)
+    eps = _values.Option(_values.at_least_zero)
+
     def __init__(
         self,
         lr: LearningRate,
@@ -113,10 +123,8 @@ class Adam(Optimizer):
         *,
         groups: Sequence[Group] = (),
     ) -> None:
-        self.betas = _two_decays(betas)
-        self.eps = _values.in_range("eps", eps, 0, math.inf)
+        self.betas, self.eps = betas, eps
         super().__init__(lr, ("m", "v"), groups)
-        _check_no_decay(self)
 
     def _rule(self, lr: float, step: int, decay: float | None, name: str) -> Rule:  # noqa: ARG002
         return self._shrinking(lr, step, 1.0)
@@ -168,6 +176,10 @@ class AdamW(Adam):
     """
 
     _options = (*Adam._options, "weight_decay", "no_decay")
+    _decays = True
+
+    weight_decay = _values.Option(_values.at_least_zero)
+    no_decay = _values.Option(patterns)
 
     def __init__(
         self,
@@ -179,8 +191,7 @@ class AdamW(Adam):
         no_decay: str | Sequence[str] = ("bias*",),
         groups: Sequence[Group] = (),
     ) -> None:
-        self.weight_decay = _values.in_range("weight_decay", weight_decay, 0, math.inf)
-        self.no_decay = patterns("no_decay", no_decay)
+        self.weight_decay, self.no_decay = weight_decay, no_decay
         super().__init__(lr, betas, eps, groups=groups)
 
     def _rule(self, lr: float, step: int, decay: float | None, name: str) -> Rule:
@@ -229,19 +240,3 @@ class _Moments(NamedTuple):
         step = m / (xp.sqrt(v) / self.root + self.eps)
         p = p if self.keep == 1 else p * self.keep
         return p - self.rate * step, {"m": m, "v": v}
-
-
-def _two_decays(betas: Any) -> tuple[float, float]:
-    """Return the checked decay rates of two averages."""
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        msg = f"betas={betas!r} must be a pair of numbers in [0, 1)"
-        raise DTypeError(msg)
-    return _values.in_range("betas[0]", betas[0], 0, 1), _values.in_range("betas[1]", betas[1], 0, 1)
-
-
-def _check_no_decay(optimizer: Optimizer) -> None:
-    """Raise an error for a weight decay in a group of an optimiser without weight decay."""
-    given = [group for group in optimizer.groups if group.weight_decay is not None]
-    if given and not isinstance(optimizer, AdamW):
-        msg = f"groups has {given[0]!r}, but {type(optimizer).__name__} has no weight decay; use AdamW"
-        raise ArgumentError(msg)

@@ -94,7 +94,7 @@ def warmup_cosine(peak: float, warmup: int, total: int, floor: float = 0.0) -> C
     >>> [round(lr(step), 3) for step in range(6)]
     [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
     """
-    floor, peak = _values.in_range("floor", floor, 0, math.inf), _values.finite("peak", peak)
+    floor, peak = _values.at_least_zero("floor", floor), _values.finite("peak", peak)
     warmup, total = _values.size("warmup", warmup, 0), _values.size("total", total, 0)
     if peak < floor:
         msg = f"peak={peak} must be at least floor={floor}"
@@ -144,10 +144,10 @@ def one_cycle(
     >>> [round(lr(step), 3) for step in range(6)]
     [0.04, 0.52, 1.0, 0.5, 0.0, 0.0]
     """
-    peak, total = _values.in_range("peak", peak, 0, math.inf), _values.size("total", total, 2)
+    peak, total = _values.at_least_zero("peak", peak), _values.size("total", total, 2)
     rise = _values.in_range("rise", rise, 0, 1)
-    first = peak / 25 if start is None else _values.in_range("start", start, 0, math.inf)
-    last = first / 10_000 if floor is None else _values.in_range("floor", floor, 0, math.inf)
+    first = peak / 25 if start is None else _values.at_least_zero("start", start)
+    last = first / 10_000 if floor is None else _values.at_least_zero("floor", floor)
     if first > peak or last > peak:
         msg = f"peak={peak} must be at least start={first} and floor={last}"
         raise ArgumentError(msg)
@@ -202,11 +202,11 @@ class Plateau:
         threshold: float = 1e-4,
         floor: float = 0.0,
     ) -> None:
-        self._first = _values.in_range("lr", lr, 0, math.inf)
+        self._first = _values.at_least_zero("lr", lr)
         self._factor = _values.in_range("factor", factor, 0, 1)
         self._patience = _values.size("patience", patience, 0)
         self._threshold = _values.in_range("threshold", threshold, 0, 1)
-        self._floor = _values.in_range("floor", floor, 0, math.inf)
+        self._floor = _values.at_least_zero("floor", floor)
         if self._factor == 0:
             msg = f"factor={factor} must be above 0"
             raise ArgumentError(msg)
