@@ -484,6 +484,8 @@ def test_results_stay_where_the_arrays_are_committed(
     for y in (lstm(there)[0], lstm.freeze()(there)[0]):
         assert y.committed
         assert y.devices() == {device}
+    gradient = jax.grad(lambda x: jax.numpy.sum(lstm(x)[1].h))(there)
+    assert gradient.committed, "y has no gradient, whose place could be taken"
     assert (np.asarray(lstm(there)[0]) == np.asarray(lstm(x)[0])).all()
 
 
@@ -500,6 +502,19 @@ def test_shapes_that_recur_are_converted_by_a_compiled_function(pure: Any) -> No
         for _ in range(_jax.WORTH_COMPILING + 2):
             np.testing.assert_array_equal(np.asarray(lstm(x)[0]), want)
     assert len(calls) == 2
+
+
+def test_a_call_makes_no_zeros_of_jax_again(pure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To make zeros takes JAX as long as the kernel takes for a short sequence."""
+    import jax
+    from jax.interpreters import ad
+
+    lstm, x = lstm_of("jax"), pure[2]
+    gradient = jax.grad(lambda x: jax.numpy.sum(lstm(x)[1].h))
+    want = gradient(x)
+    monkeypatch.setattr(jax.numpy, "zeros", None)
+    monkeypatch.setattr(ad, "instantiate_zeros", lambda a: a if type(a) is not ad.Zero else None)
+    assert (gradient(x) == want).all()
 
 
 # ---- which kernel

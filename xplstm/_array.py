@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Callable
-from functools import cache, update_wrapper
+from functools import cache, lru_cache, update_wrapper
 from types import ModuleType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -24,6 +25,9 @@ from xplstm._typing import Array, Device, DType, Namespace
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """The floating dtypes of layers, losses and optimisers."""
+
+FEW = 2**14
+"""Elements up to which zeros are kept for later calls; a compiled function has them as constants."""
 
 # Backend name -> (module with its array API namespace, top-level package).
 BACKENDS = {
@@ -429,6 +433,23 @@ def _on_device(move: Callable[[Array, Device], Array], x: Array, xp: Namespace, 
     except Exception as error:
         msg = f"device={on!r} cannot store {backend_name(xp)} arrays here: {error}"
         raise BackendError(msg) from error
+
+
+def zeros(xp: Namespace, shape: tuple[int, ...], dtype: str, device: Device) -> Array:
+    """Return zeros that no caller may write to."""
+    if backend_name(xp) == "jax" and math.prod(shape) <= FEW:
+        config = importlib.import_module("jax").config
+        return _kept_zeros(shape, dtype, device, (config.jax_default_device, config.jax_enable_x64))
+    return xp.zeros(shape, dtype=dtype_from_name(xp, dtype), device=device)
+
+
+@lru_cache(maxsize=64)
+def _kept_zeros(shape: tuple[int, ...], dtype: str, device: Device, settings: Any) -> Array:  # noqa: ARG001
+    """Return zeros of JAX, whose arrays cannot change: to make two takes as long as 20 small steps."""
+    jax = importlib.import_module("jax")
+    # Inside a transformation, the zeros must be values, which later calls can use.
+    with jax.core.eval_context():
+        return jax.numpy.zeros(shape, dtype=dtype, device=device)
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:

@@ -96,19 +96,13 @@ def enter_state(
     rows = stack.num_layers * len(stack.reverse)
     sizes = (stack.output_size, stack.cell.cell_size(stack.hidden_size))
     if state is None:
-        dtype = _array.dtype_from_name(home.xp, home.dtype)
-        zeros, device = home.xp.zeros, home.device
-        return LSTMState(
-            zeros((rows, B, sizes[0]), dtype=dtype, device=device),
-            zeros((rows, B, sizes[1]), dtype=dtype, device=device),
-        )
+        return LSTMState(*(_array.zeros(home.xp, (rows, B, n), home.dtype, home.device) for n in sizes))
     meaning = ("num_layers * directions, " if stack.layer_axis else "") + ("B, " if batched else "")
     entered = []
     lasts = ("output size", "hidden_size")
     for letter, a, n, last in zip("hc", _checks.state(name, state), sizes, lasts, strict=True):
         if a is None and name == "dstate_n":
-            dtype = _array.dtype_from_name(home.xp, home.dtype)
-            entered.append(home.xp.zeros((rows, B, n), dtype=dtype, device=home.device))
+            entered.append(_array.zeros(home.xp, (rows, B, n), home.dtype, home.device))
             continue
         shape = (*stack.lead, *([B] if batched else []), n)
         a = _checks.array(letter + suffix, a, home, shape, f"({meaning}{last}){hint}")

@@ -101,7 +101,7 @@ def _adapt_kernel(kernel: Kernel, backend: str) -> Kernel:
 
     def backward(kept: Any, dy: Array, dstate_n: LSTMState) -> tuple[Array, LSTMState, Directions]:
         run, residuals = kept
-        gradients = run.backward(residuals, (dy, *dstate_n))
+        gradients = run.backward(residuals, (dy, *dstate_n), dy)
         return gradients[0], LSTMState(*gradients[1:3]), run.of(gradients)
 
     def directly(
@@ -297,7 +297,7 @@ def _torch() -> Library:
                 return (None, *_torch_generic(run, arrays, gradients))
             residuals = getattr(holder, "residuals", None)
             residuals = run.keep(arrays) if residuals is None else residuals
-            return (None, *run.backward(residuals, gradients))
+            return (None, *run.backward(residuals, gradients, gradients[0]))
 
     def operation(run: Run, arrays: Sequence[Any]) -> Any:
         return Layer.apply(run, *arrays)  # type: ignore[no-untyped-call, unused-ignore]

@@ -13,7 +13,7 @@ import numpy as np
 from xplstm import _array
 from xplstm._problem import Loan
 from xplstm._stack import _cuda
-from xplstm._stack._run import Library, Run, host
+from xplstm._stack._run import Library, Run, host, loan_of
 
 WORTH_COMPILING = 64
 """Number of conversions of the same shapes after which a compiled conversion has paid for its compilation."""
@@ -71,7 +71,7 @@ def _to_jax(results: list[np.ndarray], like: Any) -> list[Any]:
     device, bound = _place(like)
     shapes = tuple((a.shape, a.dtype) for a in results)
     often = next(_conversions(shapes)) >= WORTH_COMPILING and sum(a.nbytes for a in results) <= SMALL
-    with jax.ensure_compile_time_eval(), jax.default_device(device):
+    with jax.core.eval_context(), jax.default_device(device):
         if often:
             return list(_identity(device if bound else None)(*results))
         if bound:
@@ -102,7 +102,7 @@ def _step_to_jax(results: list[np.ndarray], like: Any) -> list[Any]:
     import jax
 
     device, bound = _place(like)
-    with jax.ensure_compile_time_eval(), jax.default_device(device):
+    with jax.core.eval_context(), jax.default_device(device):
         return list(_identity(device if bound else None)(*results))
 
 
@@ -116,7 +116,7 @@ def _gpu_to_jax(results: list[Any], like: Any) -> list[Any]:
     import jax
 
     device, bound = _place(like)
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         arrays = [
             jax.dlpack.from_dlpack(a)
             if a.size
@@ -150,11 +150,17 @@ def on_cpu() -> Library:
         y = (*x.shape[:2], len(run.problem.reverse) * run.problem.output_size)
         return [jax.core.ShapedArray(shape, x.dtype) for shape in (y, h_0.shape, c_0.shape)]
 
+    def dense(run: Run, a: Any) -> Any:
+        # JAX itself makes zeros in two operations, of 0.1 ms each.
+        if type(a) is ad.Zero and loan_of(run.problem) is host():
+            return np.zeros(a.aval.shape, a.aval.dtype)
+        return ad.instantiate_zeros(a)
+
     def push_forward(*tangents: Any, run: Run, arrays: Any, **_: Any) -> Any:
         return jax.jvp(run.generic, tuple(arrays), tangents)[1]
 
     def differentiate(arrays: Any, tangents: Any, *, run: Run) -> Any:
-        tangents = [ad.instantiate_zeros(t) for t in tangents]
+        tangents = [dense(run, t) for t in tangents]
         if any(map(_array.is_traced, arrays)):
             return jax.jvp(run.generic, tuple(arrays), tuple(tangents))
         values, residuals = run.forward(arrays, keep=True)
@@ -162,20 +168,20 @@ def on_cpu() -> Library:
         return values, tangent.bind(*tangents, **given)
 
     def transpose(gradients: Any, *tangents: Any, run: Run, arrays: Any, residuals: Any) -> Any:
-        gradients = [ad.instantiate_zeros(g) for g in gradients]
+        gradients = [dense(run, g) for g in gradients]
         if any(map(_array.is_traced, gradients)):
             grads = jax.vjp(run.generic, *arrays)[1](gradients)
         else:
-            grads = run.backward(residuals[0], gradients)
+            grads = run.backward(residuals[0], gradients, arrays[0])
         return [g if ad.is_undefined_primal(t) else None for g, t in zip(grads, tangents, strict=True)]
 
     def batch(tangents: Any, axes: Any, **given: Any) -> Any:
         results = jax.vmap(lambda *ts: push_forward(*ts, **given), in_axes=tuple(axes))(*tangents)
         return results, [0] * len(results)
 
-    def again(primals: Any, tangents: Any, **given: Any) -> Any:
-        tangents = [ad.instantiate_zeros(t) for t in tangents]
-        return tangent.bind(*primals, **given), tangent.bind(*tangents, **given)
+    def again(primals: Any, tangents: Any, *, run: Run, **given: Any) -> Any:
+        tangents = [dense(run, t) for t in tangents]
+        return tangent.bind(*primals, run=run, **given), tangent.bind(*tangents, run=run, **given)
 
     layer.def_impl(lambda *arrays, run: run.forward(arrays, keep=False)[0])
     layer.def_abstract_eval(results)

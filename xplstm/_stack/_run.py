@@ -79,12 +79,12 @@ class Run:
             y, end, residuals = self.kernel.forward(problem, self.packed, x, LSTMState(h_0, c_0), *steps)
             return self.library.own([y, *end], arrays[0]), residuals
 
-    def backward(self, residuals: Any, gradients: Sequence[Array]) -> list[Array]:
-        """Return the gradients with respect to the arrays, given the gradients of y, h_n and c_n."""
+    def backward(self, residuals: Any, gradients: Sequence[Array], like: Array) -> list[Array]:
+        """Return the gradients with respect to the arrays, given those of y, h_n and c_n, where `like` is."""
         with self.library.bound(loan_of(self.problem)):
             dy, dh_n, dc_n = map(self.library.view, gradients)
             dx, dstate_0, dparams = self.kernel.backward(residuals, dy, LSTMState(dh_n, dc_n))
-            return self.library.own([dx, *dstate_0, *pick_present(self.params, dparams)], gradients[0])
+            return self.library.own([dx, *dstate_0, *pick_present(self.params, dparams)], like)
 
     def keep(self, arrays: Sequence[Array]) -> Any:
         """Return the residuals for `backward`, from a forward pass over `arrays`."""
