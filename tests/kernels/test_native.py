@@ -353,6 +353,22 @@ def test_sizes_beyond_memory_are_refused() -> None:
         native._engine.pack(native.ISA, "float32", 0, 2**40, 2**40, 0, native._allocate, 1, *[None] * 12)
 
 
+def test_the_backward_pass_takes_as_many_batch_entries_as_its_counters() -> None:
+    """The sizes are checked before the buffers, of which only x is as large, without memory."""
+    (handle,), _, _, h_0, *_ = forward_arguments()
+    most, small = (2**31 - 1) // 8, np.zeros(1, "float32")
+    for T, B, error in (
+        (1, most, ValueError),
+        (1, most + 1, OverflowError),
+        (most, 1, ValueError),
+        (most + 1, 1, OverflowError),
+    ):
+        x = np.broadcast_to(np.zeros(4, "float32"), (T, B, 4))
+        given = ((handle,), (False,), ((None,) * 8,), x, h_0, None, None, None, None)
+        with pytest.raises(error, match=r"exceeds any memory|bytes were expected"):
+            native._engine.backward(*given, small, ((),), small, small, small, ((),), 1)
+
+
 def test_weights_need_a_storage_that_is_there() -> None:
     rest = (2, 3, 0, native._allocate, 1, *[None] * 12)
     for dtype, storage in (("float32", len(native.PRODUCTS)), ("float32", -1), ("float64", 1)):
