@@ -16,8 +16,8 @@ import numpy as np
 from spec.peers.peer import Peer, as_layer, as_module, one_bias
 from spec.subject import Arrays, Config, Refused
 
-LONGEST = 64
-"""Steps of one call: each takes up to 0.1 s with gradients."""
+LONGEST, LARGEST = 32, 16
+"""Steps of a call, and its batch entries, inputs and units: a new size is compiled, which takes seconds."""
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -35,6 +35,7 @@ class Subject(Peer):
         return super().why_unavailable() or (None if shutil.which(compiler) else missing)
 
     def call(self, op: str, config: Config, arrays: Arrays) -> Arrays:
+        sizes = (*arrays["x"].shape[1:], config["hidden_size"])
         self.declare(
             config,
             arrays,
@@ -49,7 +50,8 @@ class Subject(Peer):
                 ),
                 "tinygrad.nn.LSTMCell has no dropout": bool(config.get("dropout")),
                 "tinygrad.nn.LSTMCell has two biases or none": one_bias(arrays),
-                f"more than {LONGEST} steps take too long": len(arrays["x"]) > LONGEST,
+                f"more than {LONGEST} steps take long": len(arrays["x"]) > LONGEST,
+                f"programs for sizes above {LARGEST} take long to compile": max(sizes) > LARGEST,
             },
         )
         if op.startswith("layer"):
