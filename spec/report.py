@@ -36,6 +36,7 @@ QUIET = ["--capture=sys", "-p", "no:cacheprovider"]
 FILES = (
     "vectors",
     "behaviour",
+    "kinks",
     "sized",
     "relations",
     "gru",

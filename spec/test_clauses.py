@@ -60,7 +60,7 @@ def test_every_clause_is_tested_and_every_test_has_a_clause() -> None:
     named = {clause for record in RECORDS for clause in record["clauses"]}
     behaviour = docstrings("test_behaviour.py")
     assert all("XPL-" in text for text in behaviour.values())
-    files = ("vectors", "side_effects", "sized", "refusals")
+    files = ("vectors", "side_effects", "sized", "refusals", "kinks")
     others = [text for file in files for text in docstrings(f"test_{file}.py").values()]
     for text in (*behaviour.values(), *others):
         named |= set(re.findall(r"XPL-[A-Z]+-\d{3}", text))

@@ -22,6 +22,7 @@ from spec.wrong_calls import (
     SETTERS,
     Plain,
     apart,
+    at_multiples,
     at_wide_addresses,
     buffered,
     drawing_elsewhere,
@@ -260,6 +261,13 @@ def off_by_one(v: np.ndarray) -> np.ndarray:
     return wide
 
 
+def at_an_odd_address(v: np.ndarray) -> np.ndarray:
+    """Store an array at an address that is no multiple of its item size, as in a file without padding."""
+    found = np.frombuffer(bytearray(v.nbytes + 1), v.dtype, v.size, offset=1).reshape(v.shape)
+    found[...] = v
+    return found
+
+
 STRIDES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "backwards": backwards,
     "every second": every_second,
@@ -267,6 +275,7 @@ STRIDES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "batch first": batch_first,
     "part of rows": part_of_rows,
     "off by one": off_by_one,
+    "at an odd address": at_an_odd_address,
 }
 
 
@@ -440,6 +449,7 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "options emptied": (emptied, test_options_are_not_changed, ("mask-module",)),
     "rows of a width": (rows_by_width, test_strides, ("square", "part of rows")),
     "a batch by its last stride": (rows_by_width, test_strides, ("square", "batch first")),
+    "multiples of the item size": (at_multiples, test_strides, ("square", "at an odd address")),
     "wide addresses": (at_wide_addresses, test_strides, ("square", "off by one")),
     "generator of dropout": (drawing_elsewhere, test_settings_of_the_process_stay, ("dropout-sum",)),
     "one scratch": (scratch(), test_calls_of_two_threads, ("square",)),

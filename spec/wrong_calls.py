@@ -254,6 +254,12 @@ def at_wide_addresses(op: str, config: Record, a: Arrays) -> Arrays:
     return RIGHT.call(op, config, moved)
 
 
+def at_multiples(op: str, config: Record, a: Arrays) -> Arrays:
+    """Read each array from the next multiple of its item size."""
+    moved = {n: np.roll(v, -bool(address(v) % v.itemsize)) for n, v in a.items()}
+    return RIGHT.call(op, config, moved)
+
+
 def drawing_elsewhere(op: str, config: Record, a: Arrays) -> Arrays:
     if "dropout" in config:
         np.random.random()  # noqa: NPY002 - the fault

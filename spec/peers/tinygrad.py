@@ -69,7 +69,7 @@ class Subject(Peer):
             results = outputs(states, a)
             if "dy" in a:
                 results |= backward(cell, states, a)
-        except (AssertionError, IndexError, TypeError, ValueError) as error:
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise Refused("shape", str(error)) from error
         return {name: taken(one, arrays["x"].dtype) for name, one in results.items()}
 
