@@ -438,15 +438,15 @@ def _on_device(move: Callable[[Array, Device], Array], x: Array, xp: Namespace, 
 def zeros(xp: Namespace, shape: tuple[int, ...], dtype: str, device: Device) -> Array:
     """Return zeros that no caller may write to."""
     if backend_name(xp) == "jax" and math.prod(shape) <= FEW:
-        config = importlib.import_module("jax").config
+        config = sys.modules["jax"].config
         return _kept_zeros(shape, dtype, device, (config.jax_default_device, config.jax_enable_x64))
     return xp.zeros(shape, dtype=dtype_from_name(xp, dtype), device=device)
 
 
 @lru_cache(maxsize=64)
 def _kept_zeros(shape: tuple[int, ...], dtype: str, device: Device, settings: Any) -> Array:  # noqa: ARG001
-    """Return zeros of JAX, whose arrays cannot change: to make two takes as long as 20 small steps."""
-    jax = importlib.import_module("jax")
+    """Return zeros of JAX, whose arrays cannot change: making them takes longer than a short call."""
+    jax = sys.modules["jax"]
     # Inside a transformation, the zeros must be values, which later calls can use.
     with jax.core.eval_context():
         return jax.numpy.zeros(shape, dtype=dtype, device=device)
