@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -515,6 +518,29 @@ def test_a_call_makes_no_zeros_of_jax_again(pure: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(jax.numpy, "zeros", None)
     monkeypatch.setattr(ad, "instantiate_zeros", lambda a: a if type(a) is not ad.Zero else None)
     assert (gradient(x) == want).all()
+
+
+MAPPED = """
+import jax, numpy as np, xplstm
+from jax.sharding import Mesh, PartitionSpec
+lstm, x = xplstm.LSTM(3, 4, xp="jax", rng=0), jax.numpy.ones((2, 4, 3), "float32")
+want = np.asarray(lstm(x)[0])
+part = PartitionSpec(None, "b")
+mesh = Mesh(np.asarray(jax.devices()), ("b",))
+shard = jax.shard_map(lambda x: lstm(x)[0], mesh=mesh, in_specs=part, out_specs=part, check_vma=False)
+pmap = jax.pmap(lambda x: lstm(x)[0], in_axes=1, out_axes=1)
+for _ in range(2):
+    assert len(shard(x).devices()) == 2
+    for y in (shard(x), jax.jit(shard)(x), pmap(x.reshape(2, 2, 2, 3)).reshape(want.shape), lstm(x)[0]):
+        np.testing.assert_allclose(y, want, rtol=0, atol=1e-6)
+"""
+
+
+def test_a_call_can_be_mapped_over_devices(jax: Any) -> None:
+    """Zeros that are kept for one device must not reach a call on several, nor the other way round."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    ran = subprocess.run([sys.executable, "-c", MAPPED], capture_output=True, text=True, env=env)
+    assert ran.returncode == 0, ran.stderr
 
 
 # ---- which kernel

@@ -438,18 +438,21 @@ def _on_device(move: Callable[[Array, Device], Array], x: Array, xp: Namespace, 
 def zeros(xp: Namespace, shape: tuple[int, ...], dtype: str, device: Device) -> Array:
     """Return zeros that no caller may write to."""
     if backend_name(xp) == "jax" and math.prod(shape) <= FEW:
-        config = sys.modules["jax"].config
-        return _kept_zeros(shape, dtype, device, (config.jax_default_device, config.jax_enable_x64))
+        jax = sys.modules["jax"]
+        # An array made for one device is wrong, or has another type, where JAX maps a call over several.
+        if (device is None or isinstance(device, jax.Device)) and jax.sharding.get_abstract_mesh().empty:
+            place = device or jax.config.jax_default_device
+            return _kept_zeros(shape, dtype, place, jax.config.jax_enable_x64)
     return xp.zeros(shape, dtype=dtype_from_name(xp, dtype), device=device)
 
 
 @lru_cache(maxsize=64)
-def _kept_zeros(shape: tuple[int, ...], dtype: str, device: Device, settings: Any) -> Array:  # noqa: ARG001
+def _kept_zeros(shape: tuple[int, ...], dtype: str, place: Device, wide: bool) -> Array:  # noqa: ARG001
     """Return zeros of JAX, whose arrays cannot change: making them takes longer than a short call."""
     jax = sys.modules["jax"]
     # Inside a transformation, the zeros must be values, which later calls can use.
-    with jax.core.eval_context():
-        return jax.numpy.zeros(shape, dtype=dtype, device=device)
+    with jax.core.eval_context(), jax.default_device(place):
+        return jax.numpy.zeros(shape, dtype=dtype)
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:

@@ -151,7 +151,7 @@ def on_cpu() -> Library:
         return [jax.core.ShapedArray(shape, x.dtype) for shape in (y, h_0.shape, c_0.shape)]
 
     def dense(run: Run, a: Any) -> Any:
-        # JAX itself makes zeros in two operations, of 0.1 ms each.
+        # JAX itself makes zeros by two operations, which take longer than a short call.
         if type(a) is ad.Zero and loan_of(run.problem) is host():
             return np.zeros(a.aval.shape, a.aval.dtype)
         return ad.instantiate_zeros(a)

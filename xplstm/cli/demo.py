@@ -194,7 +194,7 @@ def _check(args: argparse.Namespace) -> None:
     _values.seed("seed", args.seed)
     _values.probability("dropout", args.dropout)
     _values.positive("lr", args.lr)
-    _values.in_range("temperature", args.temperature, 0, math.inf)
+    _values.at_least_zero("temperature", args.temperature)
     if importlib.util.find_spec("tqdm") is None:
         msg = "the demo needs the package tqdm for its progress bar: pip install 'xplstm[demo]'"
         raise ImportError(msg)
