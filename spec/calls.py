@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 
 from spec import corners, margins, paths, plan, sized
+from spec.judgement import Fault
 from spec.plan import Choice
 from spec.records import Record
 from spec.sized import ALLOWED, KEY, Sized, distance, drawn, layer, module
@@ -115,6 +116,8 @@ def empties() -> dict[str, Sized]:
         "no-steps-lengths-reverse": layer(3, 4, 0, 2, *said, lengths=[0, 0], reverse=True),
         "no-steps-lengths-module": module(3, 4, 0, 2, *said, lengths=[0, 0], **BOTH),
         "no-steps-norm": layer(3, 4, 0, 2, "XPL-SEQ-008", variant={"layer_norm": True}),
+        "no-steps-no-rows": layer(3, 4, 0, 0, "XPL-SEQ-008", "XPL-SEQ-009", reverse=True),
+        "no-steps-no-rows-module": module(3, 4, 0, 0, "XPL-SEQ-008", "XPL-SEQ-009", **BOTH),
         "no-rows-lengths": layer(3, 4, 5, 0, "XPL-SEQ-009", reverse=True, lengths=[]),
         "no-rows-projection": layer(3, 4, 5, 0, "XPL-SEQ-009", proj_size=2),
     }
@@ -250,33 +253,34 @@ def idle(case: Sized) -> np.ndarray:
     return np.equal([case.T] * case.B if lengths is None else lengths, 0)
 
 
-def faults(name: str, got: Arrays, dtype: str, gradients: bool) -> list[str]:
+def faults(name: str, got: Arrays, dtype: str, gradients: bool) -> list[Fault]:
     """Return the errors of an answer to one of these calls."""
     return misses(CASES[name], expected(name, dtype), got, dtype, gradients)
 
 
-def misses(case: Sized, right: Arrays, got: Arrays, dtype: str, gradients: bool) -> list[str]:
+def misses(case: Sized, right: Arrays, got: Arrays, dtype: str, gradients: bool) -> list[Fault]:
     """Return the wrong arrays of an answer with their error and the bound."""
-    said, growth = [], 4 if sensitive(case) else 1
+    found, growth = [], 4 if sensitive(case) else 1
     for tensor, wanted in right.items():
         late = tensor.startswith("d")
         if late and not gradients:
             continue
         if tensor not in got:
-            said.append(f"{tensor} is missing")
+            found.append(Fault(tensor, "is missing", has_numbers=False))
             continue
         a, allowed = got[tensor], growth * ALLOWED["gradients" if late else "outputs"]
         if a.shape != wanted.shape or str(a.dtype) != dtype:
-            said.append(f"{tensor} is {a.dtype} {a.shape}, expected {dtype} {wanted.shape}")
+            what = f"is {a.dtype} {a.shape}, expected {dtype} {wanted.shape}"
+            found.append(Fault(tensor, what, has_numbers=False))
             continue
         missed = distance(a.astype("float64"), wanted, dtype)
         if missed > allowed:
-            said.append(f"{tensor} misses by {missed:.3g} u * s, allowed are {allowed}")
+            found.append(Fault(tensor, f"misses by {missed:.3g} u * s, allowed are {allowed}"))
         elif tensor in ("h_n", "c_n") and kept_otherwise(case, a, wanted):
-            said.append(f"{tensor} is not the initial state bit for bit where no step exists")
+            found.append(Fault(tensor, "is not the initial state bit for bit where no step exists"))
         elif tensor in ("y", "dx") and a[(wanted == 0) & np.isfinite(a)].any():
-            said.append(f"{tensor} is not exactly zero where no step exists")
-    return said
+            found.append(Fault(tensor, "is not exactly zero where no step exists"))
+    return found
 
 
 def kept_otherwise(case: Sized, got: np.ndarray, wanted: np.ndarray) -> bool:

@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     version = clauses.version(clauses.SPEC.read_text(encoding="utf-8"))
     parser.add_argument("--version", action="version", version=f"lstm-spec {version}")
+    if given and not given[0].startswith("-"):
+        parser.error(f"there is no command {given[0]!r}; to test an LSTM, begin with --stdio or --subject")
     options, rest = parser.parse_known_args(given)
     if options.where:
         print(FOLDER)

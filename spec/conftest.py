@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import pytest
 from spec import deviations
 from spec.calls import CASES
 from spec.cases import Case, Chosen, case_of
+from spec.judgement import BROKEN, OF_MEMORY, UNGIVEN, Watched, broken
 from spec.offers import Offered
 from spec.questions import MOST, is_invalid_answer, say
 from spec.served import Served
@@ -147,10 +149,17 @@ def library_of(chosen: Chosen) -> str:
     return "stdio" if chosen.name == "stdio" else str(chosen.adapter.describe()["library"])
 
 
+@cache
+def watched(adapter: Adapter) -> Watched:
+    """Return the same object for all tests of a subject, which cache its answers."""
+    return Watched(adapter)
+
+
 @pytest.fixture
 def subject(request: pytest.FixtureRequest) -> Adapter:
     """Return an implementation under test. If it cannot run, skip the test, or fail if it is required."""
-    adapter: Adapter = request.param.adapter
+    adapter = watched(request.param.adapter)
+    adapter.declined = ""
     reason = adapter.why_unavailable()
     if reason is not None and adapter.describe()["library"] in required():
         pytest.fail(f"XPLSTM_REQUIRE asks for it: {reason}")
@@ -220,6 +229,8 @@ def not_drawn(name: str, parts: int) -> bool:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail the session if a named subject cannot run, or supports none of the cases."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        reporter.write_line("\nnothing was tested: no case has a name that matches")
     if not is_named(session.config) or reporter is None or exitstatus or session.config.option.collectonly:
         return
     chosen = [adapter for _, adapter, _ in session.config.stash[CHOSEN]]
@@ -235,10 +246,20 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to a failure the program that reproduces it, and its entry for a list of deviations."""
+    """Add to a failure its clauses, the program that reproduces it, and its entry for a list of deviations.
+
+    Add to a success, or a known deviation, why the subject gave no gradients.
+    """
     report = yield
     case = case_of(item)
+    declined = watched(case.subject.adapter).declined if case is not None else ""
+    if call.when == "call" and not report.failed and declined:
+        report.user_properties.append((UNGIVEN, declined))
     if report.failed and case is not None:
+        clauses = broken(case.clauses, call.excinfo and call.excinfo.value)
+        if isinstance(case.subject.adapter, Offered):
+            clauses = tuple(c for c in clauses if c not in OF_MEMORY) or clauses
+        report.user_properties.append((BROKEN, ", ".join(clauses)))
         done = item.config.stash.get(EXPLAINED, 0)
         judgeable = call.when == "call" and not is_invalid_answer(call.excinfo and call.excinfo.value)
         said = say(case) if done < MOST and judgeable else ""
@@ -246,9 +267,7 @@ def pytest_runtest_makereport(
             item.config.stash[EXPLAINED] = done + 1
             report.sections.append((WRONG, said))
         report.sections.append(("program that reproduces it", case.snippet))
-        report.sections.append(
-            ("entry for a deviation list", f"{case.key}: REASON ({', '.join(case.clauses)})")
-        )
+        report.sections.append(("entry for a deviation list", f"{case.key}: REASON ({', '.join(clauses)})"))
     return report
 
 

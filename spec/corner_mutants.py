@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spec.plausible_mutants import deep, drawn, masked, merged, unbiased
+from spec.plausible_mutants import deep, drawn, masked, merged, unbiased, zeroed
 from spec.sized_mutants import (
     Call,
     Finish,
@@ -37,6 +37,14 @@ def merging(how: str) -> Test:
 def of_size(axis: int, size: int) -> Test:
     """Return the condition that x has this size along an axis."""
     return lambda _op, _config, a: a["x"].shape[axis] == size
+
+
+def zero(name: str) -> Test:
+    return lambda _op, _config, a: not a[name].any()
+
+
+def flat(_config: Config, _a: Arrays, got: Arrays) -> Arrays:
+    return {n: v.ravel() for n, v in got.items()}
 
 
 def off(*names: str) -> Finish:
@@ -202,6 +210,11 @@ VALUES: dict[str, Call] = {
     "steps of zeros are masked": before(some_zero, zero_is_absent),
     "zeros at the end are padding": before(some_zero, zeros_end),
     "zero states filled": before(always, no_state),
+    **{
+        f"{name} ignored where {other} is zero": before(zero(other), zeroed(name))
+        for name, other in (("h_0", "c_0"), ("c_0", "h_0"))
+    },
+    "one axis without steps and entries": after(both(of_size(0, 0), of_size(1, 0)), flat),
     "equal states": before(always, same_states),
     **{
         f"{name} clipped at {bound} in {kind}": before(test, clipped(bound, name))

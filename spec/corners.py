@@ -109,6 +109,14 @@ def zero_states(a: Arrays) -> None:
     a["h_0"][...] = a["c_0"][...] = 0
 
 
+def zero_h(a: Arrays) -> None:
+    a["h_0"][...] = 0
+
+
+def zero_c(a: Arrays) -> None:
+    a["c_0"][...] = 0
+
+
 def equal_states(a: Arrays) -> None:
     a["c_0"][...] = a["h_0"]
 
@@ -158,6 +166,8 @@ def values() -> dict[str, Sized]:
     changes = {
         "zero-steps": zero_steps,
         "zero-states": zero_states,
+        "zero-h": zero_h,
+        "zero-c": zero_c,
         "equal-states": equal_states,
         "zero-weights": zero_weights,
         "zero-inputs": zero_inputs,

@@ -40,7 +40,7 @@ CELL_FAULTS = (
     *("o sees the new c", "state carries tanh(c)", "hard sigmoid", "tanh for the gates"),
     *("slope of tanh(c) omitted", "path from h to c cut", "gradient of i cut", "gradient of f cut"),
     *("gradient of g cut", "gradient of o cut", "dweight_hh with the new h", "bias_hh not trained"),
-    *("path through h cut", "path through c cut"),
+    *("path through h cut", "path through c cut", "dc not multiplied by f"),
 )
 SEQUENCE_FAULTS = (
     *("lengths ignored", "one step too many", "empty rows take a step", "empty rows end at zero"),

@@ -68,6 +68,7 @@ def both_places() -> dict[str, Sized]:
         "empty": gru(3, 4, 3, 0, num_layers=2),
         "empty-lengths": gru(3, 4, 3, 0, lengths=[], **BOTH),
         "no-steps": gru(3, 4, 0, 2, **BOTH),
+        "no-steps-no-entries": gru(3, 4, 0, 0, **BOTH),
         "no-steps-lengths": gru(3, 4, 0, 2, lengths=[0, 0], bias=False),
         "one-step": gru(12, 4, 1, 3, **BOTH),
         "one-entry": gru(4, 4, 3, 1, lengths=[2]),

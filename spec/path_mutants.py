@@ -10,7 +10,7 @@ import numpy as np
 
 from spec.corner_mutants import layers, of_size, off
 from spec.paths import FUNCTIONS, ODD
-from spec.plausible_mutants import OPTIONS, deep, drawn, masked, merged, zeroed
+from spec.plausible_mutants import OPTIONS, deep, drawn, masked, merged, nan_everywhere, zeroed
 from spec.sized_mutants import (
     Call,
     Finish,
@@ -109,6 +109,18 @@ def infinite_past_the_end(config: Config, a: Arrays, got: Arrays) -> Arrays:
     absent = np.arange(len(a["x"]))[:, None] >= np.asarray(config["lengths"])
     bad = np.isinf(a["x"][absent]).any() or ("dy" in a and np.isinf(a["dy"][..., absent, :]).any())
     return {n: v + np.nan if bad else v for n, v in got.items()}
+
+
+def infinite(_op: str, _config: Config, a: Arrays) -> bool:
+    return bool(np.isinf(a["x"]).any())
+
+
+def overflowing(_op: str, _config: Config, a: Arrays) -> bool:
+    return bool("weight_ih" in a and np.abs(a["x"] @ a["weight_ih"].T).max(initial=0) > 709)
+
+
+def nan(_config: Config, _a: Arrays, got: Arrays) -> Arrays:
+    return {n: v + np.nan for n, v in got.items()}
 
 
 def of_function(name: str) -> Test:
@@ -247,6 +259,13 @@ SIZES: dict[str, Call] = {
     "ten layers": after(layers(10), off("y")),
     "six layers of two directions": after(both(layers(6), option("bidirectional")), off("dx")),
 }
+NARROW: dict[str, Test] = {
+    "beyond 16 units": sized("H", 16),
+    "beyond 16 units of modules": both(stacked, sized("H", 16)),
+    "beyond 64 steps": sized("T", 64),
+    "with a projection of modules": both(stacked, option("proj_size")),
+}
+"""Where NaN takes another path."""
 NUMBERS: dict[str, Call] = {
     **{
         f"NaN under {name} becomes its bound": after(option(name), filled(0.25, "y", "h_n", "c_n"))
@@ -256,6 +275,14 @@ NUMBERS: dict[str, Call] = {
         f"NaN swallowed by {name}": after(option(name), filled(0, "y", "h_n", "c_n"))
         for name in ("activations", "peepholes", "zoneout_h", "coupled", "layer_norm", "proj_size")
     },
+    **{f"NaN swallowed {where}": after(test, filled(0, "y", "h_n", "c_n")) for where, test in NARROW.items()},
+    **{f"NaN {where} in every entry": after(test, nan_everywhere) for where, test in NARROW.items()},
+    **{
+        f"infinite sums give NaN with {name}": after(both(option(name), infinite), nan)
+        for name in ("coupled", "gate_clip", "peepholes", "zoneout_h", "proj_size")
+    },
+    "infinite sums give NaN beyond 16 units": after(both(sized("H", 16), infinite), nan),
+    "scaled_tanh by a quotient that overflows": after(both(of_function("scaled_tanh"), overflowing), nan),
     **{f"NaN in {name} swallowed": before(always, no_nan_in(name)) for name in ("weight", "bias")},
     **{
         f"NaN of entry {source} reaches entry {to}": before(both(single, full), spread(source, to))
@@ -266,8 +293,14 @@ NUMBERS: dict[str, Call] = {
     "alpha alone is beta too": before(always, changed(lone_alpha_twice)),
     "leaky_relu by maximum": after(steep, off("y")),
     "rates stored in eighths": before(always, changed(rates_in_eighths)),
-    **{f"bounds of clips at most {n}": before(always, changed(bounds(partial(min, n)))) for n in (1.0, 2.0)},
-    **{f"bounds of clips at least {n}": before(always, changed(bounds(partial(max, n)))) for n in (0.1,)},
+    **{
+        f"bounds of clips at most {n}": before(always, changed(bounds(partial(min, n))))
+        for n in (1.0, 2.0, 8.0)
+    },
+    **{
+        f"bounds of clips at least {n}": before(always, changed(bounds(partial(max, n))))
+        for n in (0.01, 0.1)
+    },
     **{name: before(always, changed(keys(change))) for name, change in KEYS.items()},
     "dh_n ignored where dy is zero": backward(zero_cotangents("dy"), zeroed("dh_n")),
     "dc_n ignored where dy is zero": backward(zero_cotangents("dy"), zeroed("dc_n")),

@@ -177,6 +177,12 @@ def set_to(value: float, name: str, *at: int) -> Change:
     return change
 
 
+def louder(a: Arrays) -> None:
+    """Set sums whose exponential overflows in float64."""
+    loud(a)
+    a["x"] *= 32
+
+
 def infinite_past_the_end(a: Arrays) -> None:
     """Set x and dy to infinity at invalid steps, as uninitialised memory may contain."""
     for name in ("x", "dy"):
@@ -199,10 +205,22 @@ def not_finite() -> dict[str, Sized]:
         for way, made, o in (("layer", layer, {}), ("module", module, BOTH))
     }
     found |= {
+        "nan-in-many-units": layer(5, 37, 3, 19, said, change=first),
+        "nan-in-many-units-of-modules": module(5, 37, 3, 19, said, change=last, **BOTH),
+        "nan-in-many-steps": layer(3, 4, 70, 3, said, change=first, reverse=True),
+        "nan-in-projections": module(3, 5, 4, 3, said, change=first, proj_size=2, **BOTH),
         "nan-in-the-last-entry": layer(3, 4, 4, 3, said, change=last),
         "nan-in-the-last-entry-of-modules": module(3, 4, 4, 3, said, change=last, **BOTH),
         "infinite-weight": layer(3, 4, 4, 3, "XPL-NUM-003", change=set_to(np.inf, "weight_ih", 0, 0)),
+        "infinite-x-of-many-units": layer(5, 37, 3, 19, "XPL-NUM-003", change=set_to(np.inf, "x", 1, 1, 1)),
         "infinite-x": layer(3, 4, 4, 3, "XPL-NUM-003", change=set_to(-np.inf, "x", 1, 1, 1)),
+    }
+    infinite = set_to(-np.inf, "x", 1, 1, 1)
+    found |= {
+        f"infinite-with-{name}": layer(
+            3, 4, 4, 3, "XPL-NUM-003", change=infinite, reverse=True, **options[name]
+        )
+        for name in ("coupled", "gate_clip", "peepholes", "zoneout", "projection")
     }
     found = {name: case._replace(gradients=False) for name, case in found.items()}
     ragged: Choice = {"lengths": [4, 3, 2], "change": infinite_past_the_end}
@@ -243,7 +261,10 @@ def functions() -> dict[str, Sized]:
         found[f"function-{name}"] = layer(3, 10, 3, 3, *said, reverse=True, **one)
         found[f"function-{name}-module"] = module(3, 5, 3, 3, *said, **BOTH, **two)
         if name in BOUNDED:
-            found[f"function-{name}-far"] = layer(3, 4, 4, 3, *said, change=loud, gradients=False, **one)
+            for way, change in (("far", loud), ("farther", louder)):
+                found[f"function-{name}-{way}"] = layer(
+                    3, 4, 4, 3, *said, change=change, gradients=False, **one
+                )
     for way, numbers_of in (("odd", ODD), ("lone", LONE)):
         for name, numbers in numbers_of.items():
             one = {"variant": {"activations": [["sigmoid"], [name, *numbers], ["tanh"]]}}
@@ -253,6 +274,10 @@ def functions() -> dict[str, Sized]:
     found["wide-clips-module"] = module(
         3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", change=loud, **BOTH, **bounds
     )
+    bounds = {"variant": {"gate_clip": "9.3", "cell_clip": "17.6"}}
+    found["far-clips"] = layer(3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", change=loud, **bounds)
+    bounds = {"variant": {"gate_clip": "0.003", "cell_clip": "0.0002"}}
+    found["tiny-clips"] = layer(3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", **bounds)
     bounds = {"variant": {"gate_clip": "0.03", "cell_clip": "0.02"}}
     found["narrow-clips-reverse"] = layer(3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", reverse=True, **bounds)
     found["narrow-clips-module"] = module(3, 4, 4, 3, "XPL-VAR-005", "XPL-VAR-006", **BOTH, **bounds)

@@ -178,6 +178,18 @@ def exchanged_axes(_c: Config, _a: Arrays, got: Arrays) -> Arrays:
     return got | {n: np.swapaxes(got[n], 0, 1) for n in ("h_n", "c_n")}
 
 
+def final_by_direction(config: Config, _a: Arrays, got: Arrays) -> Arrays:
+    """Return results whose final states are of every layer in one direction, and then in the other."""
+    layers = config["num_layers"]
+    at = [k * 2 + d for d in range(2) for k in range(layers)]
+    return got | {n: got[n][at] for n in ("h_n", "c_n")}
+
+
+def of_the_entry_before(config: Config, a: Arrays) -> tuple[Config, Arrays]:
+    """Exchange the initial states of the batch entries."""
+    return config, a | {n: np.roll(a[n], 1, -2) for n in ("h_0", "c_0")}
+
+
 def carried(steps: int) -> Call:
     """Return an LSTM that truncates gradients after a number of steps."""
 
@@ -450,6 +462,8 @@ MUTANTS: dict[str, Call] = {
         "states by direction first",
     ),
     "states batch first where the sizes agree": after(square_entries, exchanged_axes),
+    "final states by direction first": after(both(deep, option("bidirectional")), final_by_direction),
+    "entries start from the states of the one before": before(always, of_the_entry_before),
     "reverse starts from forward's states": before(option("bidirectional"), started_forward("h_0", "c_0")),
     "layers above the first start from zeros": before(deep, uncarried),
     "h_n is the last y with lengths": faulty(ragged, "h_n is the last y"),

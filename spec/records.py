@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from spec.judgement import Fault
+
 Record: TypeAlias = dict[str, Any]
 Arrays: TypeAlias = dict[str, np.ndarray]
 
@@ -74,20 +76,22 @@ def errors(got: Arrays, references: Record, dtype: str) -> dict[str, float]:
     return {name: error(got[name], reference, dtype) for name, reference in references.items() if name in got}
 
 
-def forms(got: Arrays, references: Record, dtype: str) -> str:
-    """Return the wrong shapes, dtypes or positions of NaN of tensors with an infinite error."""
-    said = []
-    for name, reference in references.items():
-        a, shape = got.get(name), reference["shape"]
-        if a is None or error(a, reference, dtype) < float("inf"):
+def too_large(got: Arrays, references: Record, dtype: str, allowed: float) -> list[Fault]:
+    """Return the tensors in both mappings whose error is above what is allowed."""
+    found = []
+    for name, missed in errors(got, references, dtype).items():
+        a, shape = got[name], references[name]["shape"]
+        if missed <= allowed:
             continue
         if list(a.shape) != shape:
-            said.append(f"{name} has shape {a.shape}, expected {tuple(shape)}")
+            found.append(Fault(name, f"has shape {a.shape}, expected {tuple(shape)}", has_numbers=False))
         elif a.dtype != np.dtype(dtype):
-            said.append(f"{name} has dtype {a.dtype}, expected {dtype}")
+            found.append(Fault(name, f"has dtype {a.dtype}, expected {dtype}", has_numbers=False))
+        elif missed < float("inf"):
+            found.append(Fault(name, f"misses by {missed:.3g} u * s, allowed are {allowed:.3g}"))
         else:
-            said.append(f"{name} has NaN or infinities where the record has none, or lacks them")
-    return "; ".join(said)
+            found.append(Fault(name, "has NaN or infinities where the record has none, or lacks them"))
+    return found
 
 
 def broken(inputs: Arrays, got: Arrays) -> list[str]:

@@ -26,6 +26,7 @@ import pytest
 
 from spec import clauses, deviations, page, picture
 from spec.cases import Case, case_of
+from spec.judgement import BROKEN, OF_MEMORY, UNGIVEN, is_of_gradients
 from spec.stdio import Stdio
 from spec.subject import Adapter
 from spec.subjects import ABORT, missing, named, subjects, takes_minutes
@@ -47,11 +48,6 @@ FILES = (
     "refusals",
 )
 """What asks subjects; the other tests are of the suite itself."""
-OF_MEMORY = (
-    *("XPL-NUM-002", "XPL-SEQ-006", "XPL-SEQ-011"),
-    *("XPL-REL-013", "XPL-REL-015", "XPL-REL-016"),
-)
-"""Clauses about arrays and settings of a process, which a program cannot break: it exchanges numbers."""
 SHOWN = ("page", "report", "picture", "command", "__main__", "subjects")
 """Modules that no result depends on."""
 PACKAGES = ("numpy", "array-api-compat", "array-api-strict", "torch", "jax", "dask", "cupy", "mpmath")
@@ -89,6 +85,14 @@ class Outcome(NamedTuple):
     """The clauses not kept; the case's others were then not judged."""
     errors: dict[str, float] = {}  # noqa: RUF012
     """Largest error in u * s, by group and dtype."""
+    ungiven: str = ""
+    """Why the subject gave outputs alone; clauses about gradients were then not tested."""
+
+    def of(self, clause: str) -> Outcome:
+        """Return the result for one clause of the case."""
+        if self.ungiven and is_of_gradients(clause) and clause not in self.broken:
+            return self._replace(status="not offered", reason=self.ungiven)
+        return self
 
 
 def path_of(case: Case) -> Path:
@@ -120,19 +124,20 @@ class Recorder:
         self.bar.close()
 
     def outcome(self, case: Case, report: pytest.TestReport) -> Outcome:
+        said = dict(report.user_properties)
         if hasattr(report, "wasxfail") and report.skipped:
             entry = deviations.find(self.listed or path_of(case), case.key)
             assert entry is not None
-            return Outcome(case, "deviates", entry.reason, entry.clauses)
+            return Outcome(case, "deviates", entry.reason, entry.clauses, ungiven=str(said.get(UNGIVEN, "")))
         if report.skipped:
             assert isinstance(report.longrepr, tuple)
             reason = report.longrepr[2].removeprefix("Skipped: ")
             return Outcome(case, "not offered" if report.when == "call" else "not run", reason)
         if report.failed:
             self.failures.append(f"{report.nodeid}\n{report.longreprtext}")
-            return Outcome(case, "failed", f"{case.key} fails", case.clauses)
-        errors = {name: value for name, value in report.user_properties if isinstance(value, float)}
-        return Outcome(case, "passed", errors=errors)
+            return Outcome(case, "failed", f"{case.key} fails", tuple(str(said[BROKEN]).split(", ")))
+        errors = {name: value for name, value in said.items() if isinstance(value, float)}
+        return Outcome(case, "passed", errors=errors, ungiven=str(said.get(UNGIVEN, "")))
 
 
 def run(chosen: Sequence[str], listed: Path | None = None) -> Recorder:
@@ -149,8 +154,8 @@ def run(chosen: Sequence[str], listed: Path | None = None) -> Recorder:
 
 def judged(clause: str, outcomes: list[Outcome]) -> dict[str, Any]:
     """Return the result of one clause from the cases of a subject."""
-    of_clause = [o for o in outcomes if clause in (*o.case.clauses, *o.broken)]
-    hidden = [o for o in of_clause if o.status == "deviates" and clause not in o.broken]
+    of_clause = [o.of(clause) for o in outcomes if clause in (*o.case.clauses, *o.broken)]
+    hidden = [o for o in of_clause if o.status in ("failed", "deviates") and clause not in o.broken]
     shown = [o for o in of_clause if o not in hidden]
     counts = Counter(o.status for o in shown)
     status = next((s for s in ("failed", "deviates", "passed", "not offered") if counts[s]), "not run")
@@ -263,7 +268,10 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
 def main(arguments: Sequence[str], prog: str = "python -m spec report") -> int:
     """Run and write; return 1 if a case outside the lists fails, or a named subject cannot run."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    what = (
+        "Run the suite and write the result of each clause: conformance.md, .svg and .json, and clauses.md."
+    )
+    parser = argparse.ArgumentParser(prog=prog, description=what)
     parser.add_argument(
         "--subject",
         action="append",

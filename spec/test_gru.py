@@ -18,9 +18,10 @@ from spec.diagnosis import WRONG_GRUS
 from spec.generate import digest, dumps
 from spec.gru_calls import CASES, expected, given
 from spec.gru_mutants import MUTANTS
+from spec.judgement import require_none
 from spec.kills import finds
 from spec.records import OF_GRUS as RECORDS
-from spec.records import Record, arrays, errors
+from spec.records import Record, arrays, errors, too_large
 from spec.relations import Ask
 from spec.sized_mutants import Wrong
 from spec.subject import Adapter, Arrays, Unsupported
@@ -57,11 +58,8 @@ def test_gru_record(subject: Adapter, name: str, dtype: str) -> None:
     record = RECORDS[name]
     a = arrays(record["inputs"] | record["cotangents"], dtype)
     got = answer(subject, record["config"], a)
-    missed: dict[str, float] = {}
     for group in ("outputs", "gradients"):
-        found = errors(got, record[group], dtype)
-        missed |= {n: e for n, e in found.items() if e > record["tolerance"][group]}
-    assert not missed, f"{name}: errors in u * s: {missed}"
+        require_none(too_large(got, record[group], dtype, record["tolerance"][group]), name)
     assert got.keys() >= record["outputs"].keys()
     exists = existing(record["config"], *a["x"].shape[:2])
     assert not got["y"][~exists].any()
@@ -81,10 +79,10 @@ def test_gru_sizes(subject: Adapter, name: str, dtype: str) -> None:
     case, a = CASES[name], given(name, dtype)
     got = answer(subject, case.config, a) if case.gradients else forward(subject, case.config, a)
     said = misses(case, expected(name, dtype), got, dtype, "dx" in got)
-    assert not said, f"{name}: {'; '.join(said)}"
+    require_none(said, name)
     if "dx" in got:
         said = misses(case, expected(name, dtype), forward(subject, case.config, a), dtype, gradients=False)
-        assert not said, f"{name}, without gradients: {'; '.join(said)}"
+        require_none(said, f"{name}, without gradients")
 
 
 # These calls have few steps, and numbers that fit into float16.
@@ -103,10 +101,10 @@ def test_gru_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) ->
     case, a = CASES[name], given(name, dtype)
     got = answer(subject, case.config, a) if case.gradients else forward(subject, case.config, a)
     said = misses(case, expected(name, dtype), got, dtype, "dx" in got)
-    assert not said, f"{name}: {'; '.join(said)}"
+    require_none(said, name)
     if "dx" in got:
         said = misses(case, expected(name, dtype), forward(subject, case.config, a), dtype, gradients=False)
-        assert not said, f"{name}, without gradients: {'; '.join(said)}"
+        require_none(said, f"{name}, without gradients")
 
 
 @pytest.mark.parametrize(("law", "name"), gru_relations.cases())

@@ -52,8 +52,7 @@ WITH_OPTIONS = (
 """Calls with one option each, which only the test of shapes makes."""
 ONLY = {
     "gru_before": ("weight_hh", "bias"),
-    "no_steps": ("weight", "bias", "h_0", "c_0", "dh_n", "dc_n"),
-    "no_entries": ("weight", "bias"),
+    "no_entries": ("weight", "bias", "h_0", "c_0", "dh_n"),
     "peepholes": ("weight_ch",),
     "peepholes_layer": ("weight_ch",),
     "projection_layer": ("weight_h", "h_0", "dy", "dh_n"),
@@ -99,10 +98,14 @@ def asked(call: str, name: str) -> bool:
 
 
 def wrong_shapes(a: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the array transposed, cut, longer or shorter by one, and with an axis more or less."""
+    """Return the array transposed, cut, longer or shorter, with one axis more or less, or of one number."""
     made = {"transposed": a.T, "one axis more": a[None], "one axis more at the end": a[..., None]}
-    made |= {"one axis less": a[0], "no numbers": a[:0]}
-    for axis in range(a.ndim):
+    made |= {"one axis less": a[0] if len(a) else np.zeros(a.shape[1:], a.dtype), "no numbers": a[:0]}
+    made |= {"one number": np.ones((1,) * a.ndim, a.dtype)}
+    for axis, size in enumerate(a.shape):
+        if not size:
+            made[f"one more in axis {axis}"] = np.insert(a, 0, 0, axis)
+            continue
         made[f"one less in axis {axis}"] = np.delete(a, -1, axis)
         made[f"one more in axis {axis}"] = np.concatenate([a, a.take([-1], axis)], axis)
         made[f"axis {axis} of one"] = a.take([0], axis)
@@ -373,6 +376,9 @@ LAX: dict[str, tuple[Test, bool, str]] = {
     "without steps": (empty, False, "no_steps-h_0"),
     "without steps, of parameters": (empty, False, "no_steps-weight_hh_l0_reverse"),
     "without batch entries": (no_rows, False, "no_entries-weight_ih_l0"),
+    "of states without batch entries": (no_rows, False, "no_entries-c_0"),
+    "of a single number": (lambda _op, _c, a: a["c_0"].size == 1, False, "layer-c_0"),
+    "of cotangents without steps": (both(empty, late), True, "no_steps-dy"),
     "of peepholes": (option("peepholes"), False, "peepholes-weight_ch_l0_reverse"),
     "of peepholes in layers": (both(single, option("peepholes")), False, "peepholes_layer-weight_ch"),
     "of projections of layers": (both(single, option("proj_size")), False, "projection_layer-weight_hr"),

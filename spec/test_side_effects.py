@@ -7,7 +7,7 @@ import copy
 import sys
 import threading
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -35,21 +35,28 @@ from spec.wrong_calls import (
     lanes_of_nan,
     of_one_vector,
     one_object,
+    one_zero,
     own_state,
+    packed_by,
     packed_by_sum,
     packed_once,
     rows_by_width,
     scratch,
     setting,
     sorting,
+    state_without_steps,
     with_large_buffers,
     with_old_biases,
     with_old_lengths,
 )
 
 NAMES = ("square", "lengths-231", "two-directions-2-p2", "peepholes-and-norm")
-KEPT = (*NAMES, "no-steps-reverse", "lengths-000", "no-steps-lengths-module", "no-steps-module")
-STAY = (*NAMES, "ragged-b64")
+WITHOUT_STEPS = (
+    *("no-steps-reverse", "lengths-000", "no-steps-lengths-module", "no-steps-module"),
+    *("no-step-of-a-mask", "no-step-of-a-mask-module"),
+)
+KEPT = (*NAMES, *WITHOUT_STEPS, "as-many-steps-as-rows")
+STAY = (*NAMES, "ragged-b64", "as-many-steps-as-rows")
 OPTIONS = ("lengths-231", "mask-module", "resets-lengths", "peepholes-module", "dropout-sum")
 SETTING = ("square", "two-directions-2-p2", "dropout-sum", "noise-zoneout", "nan-in-reverse", "four-layers")
 LATER = 5
@@ -114,13 +121,19 @@ def test_results_are_no_inputs(subject: Adapter, name: str) -> None:
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KEPT)
 def test_results_are_apart(subject: Adapter, name: str, gradients: bool) -> None:
-    """XPL-REL-013: check that no two results share memory."""
+    """XPL-REL-013: check that no two results share memory, and no two numbers of a result."""
     got = answer(subject, name, writable(name), gradients)
     names = [n for n, v in got.items() if v.flags.writeable]
     shared = [(n, m) for n, m in combinations(names, 2) if np.shares_memory(got[n], got[m])]
+    shared += [(n, n) for n in names if is_repeated(got[n])]
     assert not shared
+
+
+def is_repeated(a: np.ndarray) -> bool:
+    """Return whether an axis of an array repeats the same numbers."""
+    return a.size > 0 and any(s == 0 and n > 1 for s, n in zip(a.strides, a.shape, strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,21 +154,25 @@ def test_numbers_are_read_in_each_call(subject: Adapter, name: str) -> None:
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("name", [*NAMES, "gradients-of-19-units"])
+@pytest.mark.parametrize("name", [*NAMES, "gradients-of-19-units", "everything-three"])
 def test_the_place_of_each_number_is_read(subject: Adapter, name: str, gradients: bool) -> None:
-    """XPL-REL-014: exchange two numbers of an array, so that sum, ends and address stay."""
+    """XPL-REL-014: exchange two numbers of an array, so that sum, ends and address stay.
+
+    One pair is near the start, one in the middle, beyond what a key of the first numbers would read.
+    """
     case, a = CASES[name], writable(name)
     answer(subject, name, a, gradients)
     wrong = []
-    for array, v in a.items():
-        flat = v.reshape(-1)
-        flat[[1, 2]] = flat[[2, 1]]
+    for array, at in product(a, (1, None)):
+        flat = a[array].reshape(-1)
+        here = len(flat) // 2 if at is None else at
+        flat[[here, here + 1]] = flat[[here + 1, here]]
         got, expected = answer(subject, name, a, gradients), RIGHT.call(f"{case.op}_vjp", case.config, a)
         wrong += [
             f"{n} of another {array}"
             for n in differing([(got, {n: expected[n] for n in got if n in expected})])
         ]
-        flat[[1, 2]] = flat[[2, 1]]
+        flat[[here, here + 1]] = flat[[here + 1, here]]
     assert not wrong
 
 
@@ -308,6 +325,17 @@ def test_repeated_numbers(subject: Adapter, name: str, part: str) -> None:
     assert not differing([(got, expected)])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_repeated_parameters(subject: Adapter, name: str) -> None:
+    """XPL-SEQ-011: repeat a number of each parameter by zero strides, as in a bias from one number."""
+    a = writable(name)
+    kept = (*COTANGENTS, "x", "h_0", "c_0")
+    repeated = {n: np.broadcast_to(v.ravel()[:1], v.shape) for n, v in a.items() if n not in kept}
+    got = answer(subject, name, a | repeated)
+    expected = answer(subject, name, a | {n: v.copy() for n, v in repeated.items()})
+    assert not differing([(got, expected)])
+
+
 def end_to_end(a: Arrays) -> Arrays:
     """Store all arrays in one buffer, each directly after another."""
     whole = np.concatenate([v.ravel() for v in a.values()])
@@ -414,6 +442,22 @@ def test_nan_leaves_nothing(subject: Adapter, name: str, gradients: bool) -> Non
 
 FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
     "results in a buffer": (buffered(), test_results_stay_as_they_are, ("square", True)),
+    "a result is an input where no step exists": (
+        state_without_steps,
+        test_results_are_no_inputs,
+        ("no-step-of-a-mask",),
+    ),
+    "one zero for all outputs": (one_zero, test_results_are_apart, ("lengths-000", True)),
+    "weights by their first numbers": (
+        packed_by(lambda v: v.tobytes()[:64]),
+        test_the_place_of_each_number_is_read,
+        ("gradients-of-19-units", True),
+    ),
+    "weights of a middle layer by shape": (
+        packed_by(lambda _: b"", "_l1"),
+        test_the_place_of_each_number_is_read,
+        ("everything-three", True),
+    ),
     "a result is an input": (own_state, test_results_are_no_inputs, ("no-steps-module",)),
     "weights by address": (packed_once(), test_numbers_are_read_in_each_call, ("square",)),
     "weights by sum": (packed_by_sum(), test_the_place_of_each_number_is_read, ("square", True)),
@@ -434,6 +478,7 @@ FOUND: dict[str, tuple[Call, Callable[..., None], tuple[object, ...]]] = {
         f"{part} repeated": (in_c_order, test_repeated_numbers, ("square", part))
         for part in ("an entry", "a feature", "a step")
     },
+    "parameters in C order": (in_c_order, test_repeated_parameters, ("square",)),
     "one vector of all parameters": (of_one_vector, test_arrays_of_one_buffer, ("square", "end to end")),
     "no overlap expected": (apart, test_arrays_of_one_buffer, ("square", "overlapping")),
     "gradients shared by one object": (gradients_by_object, test_one_array_for_two_arguments, ("square",)),

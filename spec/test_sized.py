@@ -10,6 +10,7 @@ import pytest
 
 from spec import margins, paths, sized, witnesses
 from spec.calls import CASES, PARTS, expected, faults, gates, given, misses, shows_gates
+from spec.judgement import require_none
 from spec.process import AT_FIRST, modes
 from spec.sized import Change
 from spec.sized_mutants import RIGHT, Call, Wrong
@@ -28,14 +29,15 @@ IN_HALVES += ["lengths-231-two-directions"]
 IN_HALVES += ["resets-lengths-two-directions", "mask-module-one-direction", "two-directions-2-p2"]
 
 
-BY_TURNS = (paths.CASES.keys() | margins.CASES.keys()) - margins.numbers().keys()
+# A vector of float32 may lose a NaN that one of float64 keeps.
+BY_TURNS = (paths.CASES.keys() | margins.CASES.keys()) - margins.numbers().keys() - paths.not_finite().keys()
 
 
 def in_turn(name: str) -> tuple[str, ...]:
     """Return both dtypes, or one of them by turns for calls that differ only in a size."""
     both = ("float64", "float32")
     # A function that saturates too early far from zero differs only in float64.
-    by_turns = name in BY_TURNS and not name.endswith("-far")
+    by_turns = name in BY_TURNS and not name.endswith(("-far", "-farther"))
     return (both[zlib.crc32(name.encode()) % 2],) if by_turns else both
 
 
@@ -78,10 +80,10 @@ def test_sizes(subject: Adapter, name: str, dtype: str) -> None:
     first, second = (frozen, free) if dtype == "float64" else (free, frozen)
     got = answer(subject, name, first)
     said = faults(name, got, dtype, "dx" in got)
-    assert not said, f"{name}: {'; '.join(said)}"
+    require_none(said, name)
     if "dx" in got and not case.draws:
         said = faults(name, forward(subject, name, second), dtype, gradients=False)
-        assert not said, f"{name}, without gradients: {'; '.join(said)}"
+        require_none(said, f"{name}, without gradients")
     assert modes() == AT_FIRST
     before = given(name, dtype)
     for array in before:
@@ -102,7 +104,7 @@ def test_gates_of_sizes_if_shown(subject: Adapter, name: str, dtype: str) -> Non
     if got.keys().isdisjoint(wanted):
         pytest.skip("it shows no gates")
     said = misses(CASES[name], wanted, got, dtype, gradients=False)
-    assert not said, f"{name}: {'; '.join(said)}"
+    require_none(said, name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -114,10 +116,10 @@ def test_sizes_in_half_precision(subject: Adapter, name: str, dtype: str) -> Non
     a = {n: v.copy() for n, v in given(name, dtype).items()}
     got = answer(subject, name, a)
     said = faults(name, got, dtype, "dx" in got)
-    assert not said, f"{name}: {'; '.join(said)}"
+    require_none(said, name)
     if "dx" in got and not CASES[name].draws:
         said = faults(name, forward(subject, name, a), dtype, gradients=False)
-        assert not said, f"{name}, without gradients: {'; '.join(said)}"
+        require_none(said, f"{name}, without gradients")
     assert [n for n, v in given(name, dtype).items() if v.tobytes() != a[n].tobytes()] == []
 
 

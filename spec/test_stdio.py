@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spec import report
+from spec import command, report
 from spec.calls import CASES, given
 from spec.offers import TINY, Offered
 from spec.records import RECORDS, arrays, errors
@@ -204,6 +204,12 @@ def test_a_program_that_offers_nothing_fails(tmp_path: Path) -> None:
     assert "nothing was tested" in found.stdout
 
 
+def test_a_selection_without_cases_is_called_so() -> None:
+    found = suite("--stdio", "cat", "-k", "no_such_case")
+    assert found.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "nothing was tested: no case has a name that matches" in found.stdout
+
+
 def test_program_that_is_not_there_is_skipped_with_the_reason() -> None:
     assert Stdio("no-such-program --fast").why_unavailable() == "the program 'no-such-program' does not exist"
 
@@ -241,8 +247,14 @@ def test_wrong_arguments_are_named(arguments: tuple[str, ...], words: str) -> No
     assert "Traceback" not in found.stderr
 
 
+def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["frobnicate"])
+    assert "there is no command 'frobnicate'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("program", "words"),
     [
         ("no-such-program", "the program 'no-such-program' does not exist"),
         ("", "--stdio needs the command of a program"),
@@ -250,10 +262,10 @@ def test_wrong_arguments_are_named(arguments: tuple[str, ...], words: str) -> No
     ],
 )
 def test_a_report_needs_a_program_that_exists(
-    command: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    program: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        report.main(["--stdio", command, "--out", str(tmp_path / "new")])
+        report.main(["--stdio", program, "--out", str(tmp_path / "new")])
     assert words in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -331,9 +343,11 @@ def test_wrong_program_fails_and_the_snippet_shows_it_alone(fault: str, tmp_path
     )
     assert alone.returncode == 1
     assert "AssertionError" in alone.stderr
-    missed = re.search(r"are allowed: \{('\w+'): ([^,}]+)", found.stdout)
+    missed = re.search(r"(\w+) (misses by ([\d.e+]+) u|has NaN)", found.stdout)
     assert missed is not None
-    assert f"{missed[1]}: ({missed[2]}, " in alone.stdout
+    shown = re.search(rf"'{missed[1]}': \(([^,]+),", alone.stdout)
+    assert shown is not None
+    assert f"{float(shown[1]):.3g}" == (missed[3] or "inf")
 
 
 def test_own_list_of_deviations(tmp_path: Path) -> None:

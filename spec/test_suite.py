@@ -303,7 +303,7 @@ def test_report_joins_the_cases_of_a_clause() -> None:
     assert hidden["status"] == "not run"
     assert hidden["reasons"]["not run"] == ["its cases fail by XPL-B-001"]
     assert report.judged("XPL-A-001", [deviates, passed])["status"] == "passed"
-    assert report.judged("XPL-B-001", [passed, outcome("failed", *both)])["status"] == "failed"
+    assert report.judged("XPL-B-001", [passed, outcome("failed", *both, broken=both)])["status"] == "failed"
     assert report.judged("XPL-C-001", [passed])["reasons"] == {"not run": ["no test yet"]}
 
 

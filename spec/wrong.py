@@ -97,8 +97,10 @@ class LSTM(Faulty):
 
     def module(self, config: Config, a: Arrays) -> Arrays:
         suffixes = ("", "_reverse") if config["bidirectional"] else ("",)
-        x, layers, h_n, c_n = a["x"], [], [], []
+        x, layers = a["x"], []
         ys: list[np.ndarray] = []
+        h_n: list[np.ndarray] = []
+        c_n: list[np.ndarray] = []
         for k in range(config["num_layers"]):
             scale = self.masks(config, k, x.shape)
             x, ys, runs = x * scale, [], []
@@ -111,6 +113,8 @@ class LSTM(Faulty):
                 one = self.at(k, d)
                 exists = one.exists(config, *a["x"].shape[:2])
                 part = one.part(a, k, suffix, k * len(suffixes) + d, config["num_layers"]) | {"x": x}
+                if d and one.has("reverse starts from the end of forward"):
+                    part |= {"h_0": h_n[-1], "c_0": c_n[-1]}
                 weight_mask = one.weight_mask(config, part, stream)
                 if weight_mask is not None:
                     name = "weight_ih" if one.has("weight dropout on weight_ih") else "weight_hh"

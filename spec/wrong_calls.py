@@ -98,6 +98,19 @@ def packed_by_sum() -> Call:
     return call
 
 
+def packed_by(key: Callable[[np.ndarray], bytes], ending: str = "") -> Call:
+    """Return an LSTM that remembers arrays of names with this ending by their shape and a key."""
+    kept: dict[tuple[str, tuple[int, ...], bytes], np.ndarray] = {}
+
+    def call(op: str, config: Record, a: Arrays) -> Arrays:
+        packed = {
+            n: kept.setdefault((n, v.shape, key(v)), v.copy()) for n, v in a.items() if n.endswith(ending)
+        }
+        return RIGHT.call(op, config, a | packed)
+
+    return call
+
+
 def lanes_of_nan() -> Call:
     """Return an LSTM that keeps a NaN of the previous call in a padded unit."""
     left = 0.0
@@ -269,6 +282,18 @@ def drawing_elsewhere(op: str, config: Record, a: Arrays) -> Arrays:
 def own_state(op: str, config: Record, a: Arrays) -> Arrays:
     got = RIGHT.call(op, config, a)
     return got if len(a["x"]) else got | {"h_n": a["h_0"]}
+
+
+def state_without_steps(op: str, config: Record, a: Arrays) -> Arrays:
+    got = RIGHT.call(op, config, a)
+    return got if np.any(config.get("mask", True)) else got | {"h_n": a["h_0"]}
+
+
+def one_zero(op: str, config: Record, a: Arrays) -> Arrays:
+    """Return y as one number that every axis repeats, where it is zero everywhere."""
+    got = RIGHT.call(op, config, a)
+    y = np.lib.stride_tricks.as_strided(np.zeros(1), got["y"].shape, (0,) * got["y"].ndim)
+    return got if got["y"].any() else got | {"y": y}
 
 
 def in_c_order(op: str, config: Record, a: Arrays) -> Arrays:

@@ -446,6 +446,7 @@ class Cell(Faulty):
         if not self.has("cell clip passes gradients"):
             dc = dc * (np.abs(s.grown) < self.v.cell_clip)
         di, df, dg, back = dc * s.g, dc * s.c, dc * s.i, dc * s.f
+        back = dc if self.has("dc not multiplied by f") else back
         if self.v.coupled:
             di = di if self.has("coupled: no gradient from f") else di - df
             df = df if self.has("coupled: rows of f get gradients") else np.zeros_like(df)
