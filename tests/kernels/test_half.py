@@ -119,7 +119,9 @@ def test_every_number_is_read_as_it_is(dtype: str) -> None:
         params["weight_ih_l0"][2 * H : 3 * H, 0] = values
         lstm.params = params
         _, (_, c) = lstm(x)
-        found, want = c[0, 0].astype("float32"), values.astype("float32")
+        # On Arm, NumPy warns about the conversion of a signaling NaN of float16.
+        with np.errstate(invalid="ignore"):
+            found, want = c[0, 0].astype("float32"), values.astype("float32")
         np.testing.assert_array_equal(found, want)
         negative = want < 0
         np.testing.assert_array_equal(np.signbit(found)[negative], True)
