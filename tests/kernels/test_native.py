@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -185,7 +187,24 @@ def test_arrays_at_odd_addresses() -> None:
 UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine(), 0)  # FE_UPWARD of fenv.h
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not UPWARD, reason="how to round upward is not known here")
+ROUNDS = pytest.mark.skipif(
+    sys.platform != "linux" or not UPWARD, reason="how to round upward is not known here"
+)
+
+
+@contextmanager
+def rounding_upward() -> Iterator[None]:
+    environment = ctypes.CDLL(None)
+    assert environment.fesetround(UPWARD) == 0
+    try:
+        yield
+        above = np.float32(1) + np.float32(2**-40)
+    finally:
+        environment.fesetround(0)
+    assert above > 1, "the caller's rounding is as it was"
+
+
+@ROUNDS
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_callers_rounding_changes_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """XPL-EXACT-001: some libraries change the rounding mode or flush subnormal numbers."""
@@ -193,16 +212,42 @@ def test_the_callers_rounding_changes_no_bit(threads: int, monkeypatch: pytest.M
     case = LARGE["few rows"]
     lstm, arrays = case.lstm(dtype="float32"), as_float32(case)
     want = run(lstm, arrays, **case.valid()).flat()
-    environment = ctypes.CDLL(None)
-    assert environment.fesetround(UPWARD) == 0
-    try:
+    with rounding_upward():
         got = run(lstm, arrays, **case.valid()).flat()
-        above = np.float32(1) + np.float32(2**-40)
-    finally:
-        environment.fesetround(0)
-    assert above > 1, "the caller's rounding is as it was"
     for key, value in want.items():
         np.testing.assert_array_equal(got[key], value, err_msg=key)
+
+
+ROUNDED: dict[str, Callable[..., Any]] = {
+    "lstm": partial(xplstm.LSTM, num_layers=2),
+    "gru": partial(xplstm.GRU, num_layers=2),
+    "reset": partial(xplstm.GRU, reset_after=False),
+    "dropped": partial(xplstm.LSTM, variant=xplstm.Variant(recurrent_dropout=0.3)),
+}
+
+
+@ROUNDS
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_the_callers_rounding_changes_no_bit_that_numpy_computes(kind: str, dtype: str) -> None:
+    """XPL-EXACT-010 and XPL-EXACT-011: on Arm, NumPy rounds float16 as the caller does."""
+    rng, network = np.random.default_rng(0), ROUNDED[kind](7, 9, dtype=dtype, rng=1)
+    x, dy = (rng.uniform(-1, 1, (6, 5, size)).astype(dtype) for size in (7, 9))
+    rows = network.num_layers, 5, 9
+    h, c = (rng.uniform(-1, 1, rows).astype(dtype) for _ in range(2))
+    state = (h, c) if isinstance(network, xplstm.LSTM) else h
+    frozen = network.freeze()
+
+    def answers() -> list[np.ndarray]:
+        y, end, pullback = network.vjp(x, state, rng=3)
+        dx, dstate, dparams = pullback(dy)
+        return [y, *end, dx, *dstate, *dparams.values(), frozen(x, state)[0], frozen.step(x[0], state)[0]]
+
+    want = answers()
+    with rounding_upward():
+        got = answers()
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_calls_of_many_threads_do_not_meet() -> None:

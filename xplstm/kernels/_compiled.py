@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-INTERFACE = 15
+INTERFACE = 16
 """Increment with every change of the arguments in module.c. An old build has another number, or none."""
 
 # All four are needed, because pip keeps an installed version and caches a wheel built without a compiler.

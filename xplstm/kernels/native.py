@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, cast
+from functools import partial, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -42,6 +43,20 @@ def _choose_isa() -> tuple[str, str]:
         unknown = f"XPLSTM_NATIVE_ISA={wanted!r} must be one of {', '.join(ISAS)} on this machine"
         return "", WHY_NOT_COMPILED or unknown
     return wanted or next(iter(ISAS), ""), WHY_NOT_COMPILED
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _in_ieee(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run the NumPy operations of `function` in IEEE 754 arithmetic too, whatever mode the caller set."""
+
+    @wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return _engine.in_ieee(partial(function, *args, **kwargs))
+
+    return call
 
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -221,6 +236,7 @@ def _allocate(size: int) -> np.ndarray:
     return _recycled.empty((size,), np.dtype(np.uint8))
 
 
+@_in_ieee
 def forward(
     problem: Problem,
     packed: Packed,
@@ -379,6 +395,7 @@ def _in_half_precision(problem: Problem, layers: list[Step]) -> Step:
     # Comparing dtypes is much faster than comparing their names.
     half: np.dtype = np.dtype(_array.dtype_from_name(np, problem.dtype))
 
+    @_in_ieee
     def step(x_t: Any, state: Any) -> tuple[np.ndarray, LSTMState] | None:
         if state is not None and not (isinstance(state, tuple) and len(state) == 2):
             return None
@@ -444,6 +461,7 @@ def _keep(problem: Problem, packed: Packed, dtype: np.dtype) -> tuple[tuple[np.n
     return tuple(kept)
 
 
+@_in_ieee
 def backward(
     residuals: Residuals, dy: np.ndarray, dstate_n: LSTMState
 ) -> tuple[np.ndarray | None, LSTMState, tuple[Params, ...]]:

@@ -342,6 +342,16 @@ static PyObject *apply(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* in_ieee(call): the result of call(), which NumPy computes in IEEE 754 arithmetic too. */
+static PyObject *in_ieee(PyObject *self, PyObject *call)
+{
+    (void)self;
+    uint64_t before = enter_ieee();
+    PyObject *result = PyObject_CallNoArgs(call);
+    leave_ieee(before);
+    return result;
+}
+
 /* isas(): (name, whether multiply-adds are fused) of each instruction set that runs here, fastest first. */
 static PyObject *isas(PyObject *self, PyObject *unused)
 {
@@ -367,7 +377,7 @@ static PyObject *isas(PyObject *self, PyObject *unused)
 static PyObject *interface(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return PyLong_FromLong(15);
+    return PyLong_FromLong(16);
 }
 
 /* draw(key_low, key_high, purpose, stream, start, p, (T, B, size, stride), flags, threads): a mask of
@@ -448,6 +458,7 @@ static PyMethodDef METHODS[] = {
     {"units", units, METH_O, "Hidden size of packed weights, rounded up to whole vectors."},
     {"draw", draw, METH_VARARGS, "A mask of zoneout, as the reference draws it."},
     {"apply", apply, METH_VARARGS, "sigmoid or tanh of an array, in the published operations."},
+    {"in_ieee", in_ieee, METH_O, "Call a function in IEEE 754 arithmetic."},
     {"issue", issue, METH_VARARGS, "Run steps on a GPU by the functions that CuPy has loaded."},
     {"interface", interface, METH_NOARGS, "Number of the interface, for native.py."},
     {"isas", isas, METH_NOARGS, "Instruction sets that run here, fastest first."},
