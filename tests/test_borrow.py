@@ -399,12 +399,13 @@ def compiled_calls() -> dict[str, Callable[[Any], Any]]:
         "mask": lambda x: gru(x, mask=x[..., 0] > 0),
         "frozen": lambda x: fast(x.double()),
         "pullback": lambda x: gru.vjp(x)[2](gru(x)[0]),
+        "checkpoint": lambda x: lstm.vjp(x, checkpoint=1)[2](lstm(x)[0]),
         "features": features.predict_proba,
         "ids": lambda x: ids.loss((x[..., 0] > 0) * 2, (x[0, :, 1] > 0) * 1),
     }
 
 
-@pytest.mark.parametrize("name", ["lengths", "mask", "frozen", "pullback", "features", "ids"])
+@pytest.mark.parametrize("name", ["lengths", "mask", "frozen", "pullback", "checkpoint", "features", "ids"])
 def test_torch_compile_gives_the_same_without_a_warning(torch: Any, name: str) -> None:
     x = torch.from_numpy(np.random.default_rng(1).normal(size=(T, B, I)).astype("float32"))
     torch._dynamo.reset()

@@ -342,6 +342,8 @@ def _pull_back(
     stack: Stack, call: Call, kept: list[_Layer], dy: Array | None, dstate_n: LSTMState | None
 ) -> tuple[Array | None, LSTMState, Layers]:
     """Return the gradients with respect to x, the initial state and the parameters of each layer."""
+    if _borrow.is_compiled(call.home):
+        return _borrow.outside_graphs(_pull_back, stack, call, kept, dy, dstate_n)
     T, B = call.x.shape[0], call.x.shape[1]
     dx: Array | None = enter_dy(stack, call, dy, T, B)
     dstate_n = enter_state(stack, call.home, dstate_n, B, call.batched, "_n's gradient", "dstate_n")
